@@ -1,0 +1,1 @@
+"""What Baton's services share. Nothing here imports a service."""

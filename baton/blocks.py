@@ -1,0 +1,57 @@
+"""Token blocks and their chained hashes: how the mesh names a piece of KV cache.
+
+A block is `block_size` consecutive tokens. Its hash covers everything before it, so equal
+hashes mean equal prefixes: XXH3-64 over the parent's hash and the block's token ids, both as
+little-endian bytes. 64 bits can collide, so a hash is a routing hint; whoever reuses KV
+compares the token ids themselves (baton/kv/pool.py).
+"""
+
+import struct
+from array import array
+from collections.abc import Sequence
+
+import xxhash
+
+HASH_SCHEME = "xxh3-64-chained-u32le"
+"""Names the scheme at registration; workers with another one are refused."""
+
+_PARENT = struct.Struct("<Q")
+
+
+def token_bytes(input_ids: Sequence[int]) -> bytes:
+    """Returns the token ids as little-endian u32."""
+    ids = array("I", input_ids)
+    assert ids.itemsize == 4
+    return ids.tobytes()
+
+
+def root_hash(model: str, cache_salt: str = "") -> int:
+    """Returns the parent of a prompt's first block: one root per model and cache salt."""
+    return xxhash.xxh3_64_intdigest(f"{model}\0{cache_salt}".encode())
+
+
+def chain_hash(parent: int, block: bytes) -> int:
+    """Returns the hash of one block of token bytes under its parent's hash."""
+    return xxhash.xxh3_64_intdigest(_PARENT.pack(parent) + block)
+
+
+def block_hashes(input_ids: Sequence[int], block_size: int, root: int) -> list[int]:
+    """Returns the chained hash of each full block of `input_ids`; a partial tail has none."""
+    data = token_bytes(input_ids)
+    step = 4 * block_size
+    hashes: list[int] = []
+    parent = root
+    for start in range(0, len(data) - step + 1, step):
+        parent = chain_hash(parent, data[start : start + step])
+        hashes.append(parent)
+    return hashes
+
+
+def blocks_for(tokens: int, block_size: int) -> int:
+    """Returns how many blocks hold `tokens` tokens, a partial one included."""
+    return -(-tokens // block_size)
+
+
+def blocks_digest(block_ids: Sequence[int]) -> int:
+    """Returns XXH3-64 over block ids in order: what a transfer receipt proves it wrote."""
+    return xxhash.xxh3_64_intdigest(token_bytes(block_ids))

@@ -1,0 +1,1 @@
+"""Engines: what computes prompts and tokens on a worker."""

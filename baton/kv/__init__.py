@@ -1,0 +1,1 @@
+"""KV cache: the block pool, transfers between workers, leases and the ledger."""

@@ -1,0 +1,1 @@
+"""gRPC as Baton uses it: servers, channels, links, errors and statuses."""

@@ -1,0 +1,40 @@
+"""Channel and server options, and the tracing-free way to reach a peer."""
+
+from collections.abc import Sequence
+
+import grpc
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""Largest message either way; a prompt of two million token ids still fits."""
+
+_KEEPALIVE_MS = 2_000
+
+_COMMON: Sequence[tuple[str, int]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    # A peer that vanished without closing is noticed within two keepalives.
+    ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+    ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+SERVER_OPTIONS: Sequence[tuple[str, int]] = (
+    *_COMMON,
+    ("grpc.so_reuseport", 0),  # a taken port is an error, not a silent share
+    ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
+    *_COMMON,
+    ("grpc.keepalive_permit_without_calls", 0),
+    # A restarted peer on the same port is reached again soon.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """Returns a channel to host:port inside the mesh; connects on first use."""
+    return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))

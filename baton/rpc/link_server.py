@@ -1,0 +1,163 @@
+"""The serving side of links; see baton/rpc/link.py for what a link is."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic
+
+import grpc
+from google.rpc import code_pb2
+
+from baton.errors import BatonError, CancelledByPeerError, DeadlineError, InternalError
+from baton.rpc.link import CommandT, EventT, LinkSpec
+from baton.rpc.status import to_end
+from baton.v1 import link_pb2
+
+logger = logging.getLogger(__name__)
+
+
+class ServedCall(Generic[CommandT, EventT]):
+    """One request on a link, from the serving side."""
+
+    def __init__(self, session: "_Session[CommandT, EventT]", first: Any) -> None:
+        self.start: CommandT = first
+        self.traceparent: str = first.context.traceparent
+        self.deadline_s: float | None = None
+        if first.context.HasField("timeout_s"):
+            self.deadline_s = time.monotonic() + first.context.timeout_s
+        self._session = session
+        self._stream_id: int = first.stream_id
+        self._credit: int = first.context.window
+        self._changed = asyncio.Event()
+        self._commands: deque[CommandT] = deque()
+
+    def time_left_s(self) -> float | None:
+        """Returns what is left of the deadline, or None without one."""
+        return None if self.deadline_s is None else self.deadline_s - time.monotonic()
+
+    async def send(self, event: EventT) -> None:
+        """Sends an event; waits while the opener has granted no room."""
+        while self._credit <= 0:
+            self._changed.clear()
+            await self._changed.wait()
+        self._credit -= 1
+        self._session.post(self._stream_id, event)
+
+    async def next_command(self) -> CommandT:
+        """Waits for the next further command about this request."""
+        while not self._commands:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._commands.popleft()
+
+    def receive(self, command: Any) -> None:
+        """Called by the session with each further command."""
+        if command.WhichOneof("command") == "credit":
+            self._credit += command.credit.events
+        else:
+            self._commands.append(command)
+        self._changed.set()
+
+
+Handler = Callable[[ServedCall[CommandT, EventT]], Awaitable[None]]
+
+
+async def serve_link(
+    spec: LinkSpec[CommandT, EventT],
+    handler: Handler[CommandT, EventT],
+    context: grpc.aio.ServicerContext[Any, Any],
+) -> None:
+    """Serves one link until the peer closes or breaks it; then all its requests are cancelled.
+
+    Each request runs `handler` in a task of its own. A handler that returns ends its request well,
+    a BatonError becomes its end frame, and its cancellation is confirmed to the opener once it has
+    really stopped. Returns only after every handler has.
+    """
+    session = _Session(spec, handler)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            writer = tasks.create_task(session.write(context))
+            await session.read(context)
+            writer.cancel()
+    finally:
+        await session.stop()
+
+
+class _Session(Generic[CommandT, EventT]):
+    def __init__(
+        self, spec: LinkSpec[CommandT, EventT], handler: Handler[CommandT, EventT]
+    ) -> None:
+        self._spec = spec
+        self._handler = handler
+        self._calls: dict[int, tuple[ServedCall[CommandT, EventT], asyncio.Task[None]]] = {}
+        self._outbox: list[EventT] = []
+        self._wake = asyncio.Event()
+
+    async def read(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        while (request := await context.read()) is not grpc.aio.EOF:
+            for command in request.commands:
+                self._take(command)
+
+    async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            events, self._outbox = self._outbox, []
+            await context.write(self._spec.response(events=events))
+
+    def post(self, stream_id: int, event: EventT) -> None:
+        event.stream_id = stream_id  # type: ignore[attr-defined]  # every event has one
+        self._outbox.append(event)
+        self._wake.set()
+
+    async def stop(self) -> None:
+        tasks = [task for _, task in self._calls.values()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _take(self, command: Any) -> None:
+        kind = command.WhichOneof("command")
+        known = self._calls.get(command.stream_id)
+        if kind == "start" and known is None:
+            self._start(command)
+        elif known is None:
+            return  # it ended while the command was on its way
+        elif kind == "cancel":
+            known[1].cancel()
+        else:
+            known[0].receive(command)
+
+    def _start(self, command: Any) -> None:
+        call: ServedCall[CommandT, EventT] = ServedCall(self, command)
+        stream_id: int = command.stream_id
+        task = asyncio.get_running_loop().create_task(self._run(call))
+        self._calls[stream_id] = (call, task)
+        task.add_done_callback(lambda done: self._finish(stream_id, done))
+
+    async def _run(self, call: ServedCall[CommandT, EventT]) -> None:
+        left_s = call.time_left_s()
+        try:
+            async with asyncio.timeout(left_s):
+                await self._handler(call)
+        except TimeoutError:
+            raise DeadlineError("the request's deadline passed") from None
+
+    def _finish(self, stream_id: int, task: asyncio.Task[None]) -> None:
+        del self._calls[stream_id]
+        self.post(stream_id, self._spec.event(end=_end_of(task)))
+
+
+def _end_of(task: asyncio.Task[None]) -> link_pb2.LinkEnd:
+    if task.cancelled():
+        return to_end(CancelledByPeerError("the request was cancelled"))
+    error = task.exception()
+    if error is None:
+        return link_pb2.LinkEnd(code=code_pb2.OK)
+    if isinstance(error, BatonError):
+        return to_end(error)
+    logger.error("request failed by a bug", exc_info=error)
+    return to_end(InternalError(f"internal error: {type(error).__name__}"))

@@ -1,0 +1,140 @@
+"""Tracer and meter of one process, exporting by OTLP over gRPC when an endpoint is configured."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from opentelemetry.context import Context
+from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from baton.errors import BatonError
+from baton.telemetry.names import ATTR_ERROR_TYPE, Metric
+
+Attributes = Mapping[str, AttributeValue]
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+_EXPORT_EVERY_MS = 5_000
+_SPAN_DELAY_MS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What a service records with. Spans are stages of a request, never tokens."""
+
+    tracer: Tracer
+    meter: Meter
+    _tracers: TracerProvider
+    _meters: MeterProvider
+
+    @contextmanager
+    def span(
+        self, name: str, traceparent: str = "", attributes: Attributes | None = None
+    ) -> Iterator[Span]:
+        """Records a stage under the span that `traceparent` names (W3C), or as a new trace.
+
+        An error that leaves the block marks the span with its reason; a cancellation marks it
+        "cancelled".
+        """
+        span = self.start_span(name, traceparent, attributes)
+        try:
+            yield span
+        except BaseException as error:
+            _mark(span, error)
+            raise
+        finally:
+            span.end()
+
+    def start_span(
+        self, name: str, traceparent: str = "", attributes: Attributes | None = None
+    ) -> Span:
+        """Starts a span that the caller ends."""
+        return self.tracer.start_span(name, context=_context(traceparent), attributes=attributes)
+
+    def record(
+        self,
+        name: str,
+        traceparent: str,
+        seconds_ago: float,
+        duration_s: float,
+        attributes: Attributes,
+    ) -> str:
+        """Records a stage that is already over; returns its own traceparent for its parts."""
+        start_ns = time.time_ns() - round(seconds_ago * 1e9)
+        span = self.tracer.start_span(
+            name, context=_context(traceparent), start_time=start_ns, attributes=attributes
+        )
+        span.end(start_ns + round(duration_s * 1e9))
+        return traceparent_of(span)
+
+    def histogram(self, metric: Metric) -> Histogram:
+        """Makes a histogram with the metric's own buckets."""
+        return self.meter.create_histogram(
+            metric.name,
+            metric.unit,
+            metric.meaning,
+            explicit_bucket_boundaries_advisory=list(metric.bounds),
+        )
+
+    def counter(self, metric: Metric) -> Counter:
+        """Makes a counter."""
+        return self.meter.create_counter(metric.name, metric.unit, metric.meaning)
+
+    def gauge(self, metric: Metric, read: Callable[[], Iterable[tuple[float, Attributes]]]) -> None:
+        """Observes what `read` returns (value and attributes) at each export."""
+
+        def observe(_: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(value, dict(attributes)) for value, attributes in read()]
+
+        self.meter.create_observable_gauge(metric.name, [observe], metric.unit, metric.meaning)
+
+    def shutdown(self) -> None:
+        """Exports what is left, in bounded time."""
+        self._tracers.shutdown()
+        self._meters.shutdown()
+
+
+def start_telemetry(service: str, instance: str, otlp_endpoint: str) -> Telemetry:
+    """Makes the providers of this process; with an empty endpoint nothing leaves it."""
+    resource = Resource.create({"service.name": service, "service.instance.id": instance})
+    tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
+    readers = []
+    if otlp_endpoint:
+        tracers.add_span_processor(
+            BatchSpanProcessor(
+                OTLPSpanExporter(endpoint=otlp_endpoint, insecure=True, timeout=2),
+                schedule_delay_millis=_SPAN_DELAY_MS,
+            )
+        )
+        exporter = OTLPMetricExporter(endpoint=otlp_endpoint, insecure=True, timeout=2)
+        readers.append(PeriodicExportingMetricReader(exporter, _EXPORT_EVERY_MS))
+    meters = MeterProvider(readers, resource, shutdown_on_exit=False)
+    return Telemetry(tracers.get_tracer("baton"), meters.get_meter("baton"), tracers, meters)
+
+
+def traceparent_of(span: Span) -> str:
+    """Returns the W3C traceparent of a span; empty when it is not recorded."""
+    context = span.get_span_context()
+    if not context.is_valid:
+        return ""
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def _context(traceparent: str) -> Context | None:
+    return _PROPAGATOR.extract({"traceparent": traceparent}) if traceparent else None
+
+
+def _mark(span: Span, error: BaseException) -> None:
+    reason = error.reason if isinstance(error, BatonError) else type(error).__name__
+    span.set_attribute(ATTR_ERROR_TYPE, reason)
+    span.set_status(Status(StatusCode.ERROR, reason))
