@@ -1,0 +1,93 @@
+"""Putting an engine's parts together."""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from baton.blocks import root_hash
+from baton.engine.base import EngineCapabilities
+from baton.engine.torch.loop import Output, StepLoop
+from baton.engine.torch.model import LoadedModel, load_model
+from baton.engine.torch.runner import StepRunner, allocate_kv, kv_layout
+from baton.engine.torch.scheduler import Scheduler
+from baton.engine.torch.selfcheck import check_paged_attention
+from baton.kv.pool import BlockPool
+from baton.kv.transfer import KvTransport, PoolMemory
+
+
+@dataclass(frozen=True, slots=True)
+class TorchEngineOptions:
+    """How the embedded engine runs one model.
+
+    `device` is auto, cpu or cuda; `dtype` is auto (float32 on CPU, bfloat16 on CUDA), float32 or
+    bfloat16. `token_budget` is the most tokens one step computes: less keeps running streams
+    smooth, more makes prefill fast.
+    """
+
+    model_dir: str
+    kv_memory_bytes: int
+    block_size: int = 16
+    device: str = "auto"
+    dtype: str = "auto"
+    token_budget: int = 512
+    max_running: int = 64
+    reuse_prefix: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StartedEngine:
+    """What exists from `start` to `stop`."""
+
+    model: LoadedModel
+    capabilities: EngineCapabilities
+    memory: PoolMemory
+    pool: BlockPool
+    steps: StepLoop
+    thread: threading.Thread
+    transport: KvTransport
+
+
+def assemble(
+    options: TorchEngineOptions,
+    transport: KvTransport,
+    post: Callable[[Sequence[Output]], None],
+) -> StartedEngine:
+    """Loads and allocates everything; slow, so it belongs beside the event loop.
+
+    Raises StartupError naming what is missing.
+    """
+    model = load_model(options.model_dir, options.device, options.dtype)
+    kv = allocate_kv(model, options.block_size, options.kv_memory_bytes)
+    check_paged_attention(model, kv)
+    block_count = kv.tensor.shape[0]
+    block_bytes = kv.tensor[0].nbytes
+    layout = kv_layout(model, options.block_size)
+    pool = BlockPool(
+        block_count,
+        options.block_size,
+        partial(root_hash, model.name),
+        reuse_prefix=options.reuse_prefix,
+    )
+    scheduler = Scheduler(pool, token_budget=options.token_budget, max_running=options.max_running)
+    steps = StepLoop(StepRunner(model, kv), scheduler, options.block_size, post)
+    return StartedEngine(
+        model=model,
+        capabilities=EngineCapabilities(
+            model=model.name,
+            context_length=model.context_length,
+            vocab_size=model.vocab_size,
+            block_size=options.block_size,
+            kv_bytes_per_token=block_bytes // options.block_size,
+            kv_layout=layout,
+            kv_blocks=block_count,
+            tokenizer_digest=model.tokenizer_digest,
+        ),
+        memory=PoolMemory(
+            kv.tensor.data_ptr(), block_bytes, block_count, layout, str(model.device)
+        ),
+        pool=pool,
+        steps=steps,
+        thread=threading.Thread(target=steps.run, name="baton-engine", daemon=True),
+        transport=transport,
+    )
