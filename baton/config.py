@@ -1,217 +1,105 @@
 """The one typed configuration: a YAML or JSON file plus BATON_ environment variables.
 
 Environment variables win over the file and address a field by its path: BATON_QOS__TTFT_SLO_MS
-is `qos.ttft_slo_ms`. REDIS_URL is read where `mesh.redis_url` is not set otherwise. Every leaf
-below is a knob; there are fewer than forty, and each description ends with its unit where it has
-one. What differs from process to process (role, name, address) is a command-line flag, not a knob.
+is `qos.ttft_slo_ms`. REDIS_URL is read where `mesh.redis_url` is not set otherwise. Every leaf of
+baton/sections.py is a knob; there are fewer than forty. What differs from process to process
+(role, name, address) is a command-line flag, not a knob.
 """
 
+import enum
 import json
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from baton.errors import ConfigError
+from baton.sections import (
+    Autoscale,
+    Cache,
+    Config,
+    DecodePool,
+    DecodeScaleDown,
+    DecodeScaleUp,
+    EngineSection,
+    Mesh,
+    PrefillPool,
+    PrefillScaleDown,
+    PrefillScaleUp,
+    Qos,
+    SplitPolicy,
+)
+
+__all__ = [
+    "ENV_CONFIG_FILE",
+    "ENV_PREFIX",
+    "ENV_REDIS_URL",
+    "Autoscale",
+    "Cache",
+    "Config",
+    "DecodePool",
+    "DecodeScaleDown",
+    "DecodeScaleUp",
+    "EngineSection",
+    "Knob",
+    "Mesh",
+    "Origin",
+    "PrefillPool",
+    "PrefillScaleDown",
+    "PrefillScaleUp",
+    "Qos",
+    "Settings",
+    "SplitPolicy",
+    "knobs",
+    "load_config",
+    "load_settings",
+]
 
 ENV_PREFIX = "BATON_"
 ENV_CONFIG_FILE = "BATON_CONFIG"
+ENV_REDIS_URL = "REDIS_URL"
 _NOT_KNOBS = frozenset({ENV_CONFIG_FILE})
+_REDIS_KNOB = "mesh.redis_url"
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+class Origin(enum.Enum):
+    """Where a value came from."""
+
+    DEFAULT = "default"
+    FILE = "file"
+    ENVIRONMENT = "environment"
 
 
-class SplitPolicy(_Section):
-    """Which workers a request goes to, and whether its prompt is computed remotely."""
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One thing that can be set, described for people.
 
-    policy: Literal["weighted", "round_robin"] = Field(
-        default="weighted",
-        description="How the router picks workers: by weighted score or in turn.",
-    )
-    prompt_length_threshold: int = Field(
-        default=256,
-        ge=0,
-        description="Prompts with more uncached tokens than this go remote. Tokens.",
-    )
-    prefill_queue_max: int = Field(
-        default=16,
-        ge=1,
-        description="Prefill workers with this many waiting take no more. Requests.",
-    )
-    prefix_cache_weight: float = Field(
-        default=10.0, ge=0, description="Score gained by a fully cached prompt. Points."
-    )
-    queue_length_weight: float = Field(
-        default=1.5, ge=0, description="Score lost per waiting request. Points per request."
-    )
-    decode_load_weight: float = Field(
-        default=0.5, ge=0, description="Score lost per running generation. Points per request."
-    )
-    enable_hotspot_prevention: bool = Field(
-        default=True,
-        description="Ignore a cached prefix whose holder is busier than recomputing is worth.",
-    )
+    `unit` says what a value looks like: a unit, the choices, "true or false" or "text".
+    """
+
+    path: str
+    default: Any
+    unit: str
+    effect: str
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets it."""
+        return ENV_PREFIX + self.path.upper().replace(".", "__")
 
 
-class Cache(_Section):
-    """The KV pool of each worker and the reuse of prefixes."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The effective configuration and where each knob's value came from, by the knob's path."""
 
-    reuse_prefix: bool = Field(default=True, description="Keep computed prefixes and reuse them.")
-    min_cache_hit_ratio: float = Field(
-        default=0.75,
-        ge=0,
-        le=1,
-        description="Smallest cached share of a prompt that attracts it. Share.",
-    )
-    block_size: int = Field(default=16, ge=1, le=512, description="Tokens per KV block. Tokens.")
-    kv_memory_mib: int = Field(default=256, ge=1, description="Size of a worker's KV pool. MiB.")
-
-
-class EngineSection(_Section):
-    """What computes on the workers."""
-
-    kind: Literal["torch"] = Field(
-        default="torch", description="The engine on prefill and decode workers."
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where it computes; auto takes a GPU when there is one."
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Its number format; auto is float32 on CPU and bfloat16 on GPU."
-    )
-    token_budget: int = Field(
-        default=256,
-        ge=16,
-        description="Most tokens per engine step; bounds prefill chunks. Tokens.",
-    )
-
-
-class PrefillScaleUp(_Section):
-    """Add prefill workers above either bound."""
-
-    queue_length: int = Field(default=8, ge=1, description="Waiting requests per worker. Requests.")
-    gpu_utilization: float = Field(
-        default=80, gt=0, le=100, description="Busy engine time. Percent."
-    )
-
-
-class PrefillScaleDown(_Section):
-    """Remove prefill workers below both bounds."""
-
-    queue_length: int = Field(default=2, ge=0, description="Waiting requests per worker. Requests.")
-    gpu_utilization: float = Field(
-        default=40, ge=0, le=100, description="Busy engine time. Percent."
-    )
-
-
-class DecodeScaleUp(_Section):
-    """Add decode workers above either bound."""
-
-    queue_length: int = Field(
-        default=16, ge=1, description="Waiting requests per worker. Requests."
-    )
-    kv_cache_usage: float = Field(default=75, gt=0, le=100, description="Owned KV blocks. Percent.")
-
-
-class DecodeScaleDown(_Section):
-    """Remove decode workers below both bounds."""
-
-    queue_length: int = Field(default=4, ge=0, description="Waiting requests per worker. Requests.")
-    kv_cache_usage: float = Field(default=30, ge=0, le=100, description="Owned KV blocks. Percent.")
-
-
-class _Pool(_Section):
-    min_replicas: int = Field(default=1, ge=0, description="Fewest workers. Workers.")
-    max_replicas: int = Field(default=4, ge=1, description="Most workers. Workers.")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "_Pool":
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas ({self.min_replicas}) exceeds max_replicas ({self.max_replicas})"
-            )
-        return self
-
-
-class PrefillPool(_Pool):
-    """Size of the prefill pool. `baton up` starts the minimum."""
-
-    scale_up: PrefillScaleUp = PrefillScaleUp()
-    scale_down: PrefillScaleDown = PrefillScaleDown()
-
-
-class DecodePool(_Pool):
-    """Size of the decode pool. `baton up` starts the minimum."""
-
-    scale_up: DecodeScaleUp = DecodeScaleUp()
-    scale_down: DecodeScaleDown = DecodeScaleDown()
-
-
-class Autoscale(_Section):
-    """How many workers of each role."""
-
-    prefill: PrefillPool = PrefillPool()
-    decode: DecodePool = DecodePool()
-
-
-class Qos(_Section):
-    """Latency targets and what happens when they cannot be met."""
-
-    enable_early_rejection: bool = Field(
-        default=True, description="Reject at the door what would miss its target."
-    )
-    low_priority_threshold_ms: float = Field(
-        default=500,
-        gt=0,
-        description="Predicted TTFT above which low priority is rejected. Milliseconds.",
-    )
-    reject_on_slo_violation: bool = Field(
-        default=True, description="Reject normal priority too when its TTFT target cannot be met."
-    )
-    ttft_slo_ms: float = Field(default=2000, gt=0, description="Target for TTFT. Milliseconds.")
-    tpot_slo_ms: float = Field(default=200, gt=0, description="Target for TPOT. Milliseconds.")
-    max_queue_length: int = Field(
-        default=256, ge=0, description="Most requests waiting for a permit. Requests."
-    )
-
-
-class Mesh(_Section):
-    """How the processes find and watch each other."""
-
-    redis_url: str = Field(
-        default="", description="Redis of the fleet; empty lets `baton up` start its own."
-    )
-    host: str = Field(
-        default="127.0.0.1",
-        description="Address that services bind and advertise; loopback by default.",
-    )
-    router_port: int = Field(
-        default=7411, ge=0, le=65535, description="Port of the router. TCP port."
-    )
-    otlp_endpoint: str = Field(
-        default="", description="OTLP/gRPC endpoint for traces and metrics; empty exports nothing."
-    )
-
-
-class Config(_Section):
-    """Everything that can be configured."""
-
-    model: str = Field(
-        default="baton-tiny",
-        description="The model: `baton-tiny` or the path of a model directory.",
-    )
-    split_policy: SplitPolicy = SplitPolicy()
-    cache: Cache = Cache()
-    engine: EngineSection = EngineSection()
-    autoscale: Autoscale = Autoscale()
-    qos: Qos = Qos()
-    mesh: Mesh = Mesh()
+    config: Config
+    origins: Mapping[str, Origin]
 
 
 def load_config(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
@@ -219,79 +107,134 @@ def load_config(path: Path | None = None, environ: Mapping[str, str] | None = No
 
     Raises ConfigError that lists every unknown or invalid field with its path and the reason.
     """
+    return load_settings(path, environ).config
+
+
+def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Settings:
+    """Does what `load_config` does and also tells where each value came from."""
     env = os.environ if environ is None else environ
     if path is None and env.get(ENV_CONFIG_FILE):
         path = Path(env[ENV_CONFIG_FILE])
     values = _read_file(path) if path else {}
-    _merge(values, _from_environment(env))
-    if env.get("REDIS_URL"):
-        mesh = values.setdefault("mesh", {})
-        if isinstance(mesh, dict):
-            mesh.setdefault("redis_url", env["REDIS_URL"])
+    origins = dict.fromkeys((knob.path for knob in knobs()), Origin.DEFAULT)
+    overrides = _overrides(env, values)
+    in_file = origins.keys() & set(_paths(values))
+    for override, text in overrides.items():
+        if override in origins:
+            _put(values, override, text)
+        else:
+            values[override] = text  # the model refuses it as unknown, by this name
+    origins.update(dict.fromkeys(in_file, Origin.FILE))
+    origins.update(dict.fromkeys(overrides, Origin.ENVIRONMENT))
     try:
-        return Config.model_validate(values)
+        return Settings(Config.model_validate(values), origins)
     except ValidationError as error:
-        source = str(path) if path else "the environment"
-        raise ConfigError(_explain(error, source)) from error
+        raise ConfigError(_explain(error, path, frozenset(overrides))) from error
 
 
-def knobs() -> Iterator[tuple[str, FieldInfo]]:
-    """Yields the path and definition of every knob, in the order of the file."""
+def knobs() -> Iterator[Knob]:
+    """Yields every knob, in the order of the file."""
     yield from _leaves(Config, "")
 
 
-def _leaves(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+def _leaves(section: type[BaseModel], prefix: str) -> Iterator[Knob]:
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _leaves(kind, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", field
+            yield _knob(f"{prefix}{name}", field)
+
+
+def _knob(path: str, field: FieldInfo) -> Knob:
+    effect, _, unit = (field.description or "").removesuffix(".").rpartition(". ")
+    if field.annotation is bool:
+        return Knob(path, field.default, "true or false", field.description or "")
+    if choices := get_args(field.annotation):
+        return Knob(path, field.default, ", ".join(choices), field.description or "")
+    if field.annotation is str:
+        return Knob(path, field.default, "text", field.description or "")
+    # A sentence's capital goes, a name's (MiB, TCP) stays.
+    unit = unit if unit[1:] != unit[1:].lower() else unit.lower()
+    return Knob(path, field.default, unit, f"{effect}.")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not text in UTF-8: {error}") from error
     try:
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path}: neither YAML nor JSON: {error}") from error
+        kind = "JSON" if path.suffix == ".json" else "YAML"
+        raise ConfigError(f"{path}: is not {kind}: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must be a mapping of sections, not {type(values).__name__}")
-    return values
+    return _without_empty(values)
 
 
-def _from_environment(env: Mapping[str, str]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for name, text in env.items():
-        if not name.startswith(ENV_PREFIX) or name in _NOT_KNOBS:
-            continue
-        *sections, leaf = name.removeprefix(ENV_PREFIX).lower().split("__")
-        target = values
-        for section in sections:
-            target = target.setdefault(section, {})
-        target[leaf] = text
-    return values
+def _without_empty(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Drops what has no value: a section whose lines are all commented out sets nothing."""
+    return {
+        str(name): _without_empty(value) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
-def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
-    for name, value in over.items():
-        if isinstance(value, Mapping) and isinstance(base.get(name), dict):
-            _merge(base[name], value)
+def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _paths(value, f"{prefix}{name}.")
         else:
-            base[name] = value
+            yield f"{prefix}{name}"
 
 
-def _explain(error: ValidationError, source: str) -> str:
-    lines = [f"{source}: {error.error_count()} invalid setting(s)"]
-    for problem in error.errors(include_url=False):
-        path = ".".join(str(part) for part in problem["loc"]) or "(file)"
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"  {path}: unknown field; `baton config show` lists all fields")
-        else:
-            lines.append(f"  {path}: {problem['msg']} (given: {problem['input']!r})")
+def _overrides(env: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
+    """Returns what the environment sets, by path; REDIS_URL only where nothing else did."""
+    found = {
+        name.removeprefix(ENV_PREFIX).lower().replace("__", "."): text
+        for name, text in sorted(env.items())
+        if name.startswith(ENV_PREFIX) and name not in _NOT_KNOBS
+    }
+    mesh = values.get("mesh")
+    has_url = isinstance(mesh, Mapping) and mesh.get("redis_url")
+    if env.get(ENV_REDIS_URL) and not has_url and _REDIS_KNOB not in found:
+        found[_REDIS_KNOB] = env[ENV_REDIS_URL]
+    return found
+
+
+def _put(values: dict[str, Any], path: str, text: str) -> None:
+    """Sets one value; what is no section on the way there is left for validation to name."""
+    *sections, leaf = path.split(".")
+    for name in sections:
+        inner = values.setdefault(name, {})
+        if not isinstance(inner, dict):
+            return
+        values = inner
+    values[leaf] = text
+
+
+def _explain(error: ValidationError, path: Path | None, overrides: frozenset[str]) -> str:
+    count = error.error_count()
+    lines = [f"{path or 'environment'}: {count} invalid {'setting' if count == 1 else 'settings'}"]
+    lines += [f"  {_problem(each, overrides)}" for each in error.errors(include_url=False)]
     return "\n".join(lines)
+
+
+def _problem(problem: ErrorDetails, overrides: frozenset[str]) -> str:
+    path = ".".join(str(part) for part in problem["loc"])
+    if path in overrides:
+        path = f"{ENV_PREFIX}{path.upper().replace('.', '__')} ({path})"
+    if problem["type"] == "extra_forbidden":
+        return f"{path}: unknown field; `baton config show` lists all fields"
+    if problem["type"] == "value_error":
+        return f"{path}: {problem['msg'].removeprefix('Value error, ')}"
+    if problem["type"] in ("model_type", "model_attributes_type"):
+        return f"{path}: must be a section with fields of its own (given: {problem['input']!r})"
+    return f"{path}: {problem['msg']} (given: {problem['input']!r})"

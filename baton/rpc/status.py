@@ -30,7 +30,9 @@ _CODES: dict[type[errors.BatonError], int] = {
     errors.InternalError: code_pb2.INTERNAL,
     errors.BatonError: code_pb2.INTERNAL,
 }
-_ERRORS = {code: kind for kind, code in reversed(_CODES.items())}
+# Where two classes share a code, the general one comes back; the reason says the rest.
+_ERRORS = {code: kind for kind, code in _CODES.items() if kind is not errors.RegistrationError}
+_ERRORS[code_pb2.INTERNAL] = errors.InternalError
 
 
 def code_of(error: errors.BatonError) -> int:

@@ -1,0 +1,103 @@
+# Every developer action. `make` alone lists them; each one first makes the environment it needs.
+
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CODE := baton services tools examples tests
+
+##@ Start
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## Make .venv with everything in it (only when something changed)
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	@PYTHON="$(PYTHON)" bash tools/setup.sh "$(VENV)"
+	@touch $@
+
+.PHONY: demo
+demo: setup ## Start a small mesh, send four requests, show where the time went, stop
+	@$(BIN)/baton demo
+
+.PHONY: up
+up: setup ## Start the mesh here until Ctrl-C (options: ARGS="--decode 2")
+	@$(BIN)/baton up $(ARGS)
+
+##@ Test
+
+.PHONY: test
+test: setup ## Run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: test-e2e
+test-e2e: setup ## Run only the tests that start the whole mesh
+	$(BIN)/python -m pytest -m e2e $(ARGS)
+
+.PHONY: e2e-compose
+e2e-compose: setup ## Run the docker compose stack end to end
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/compose_e2e.sh
+
+##@ Check
+
+.PHONY: check
+check: lint type imports buf proto-check docs-check ## Everything but the tests
+
+.PHONY: fmt
+fmt: setup ## Format and fix what can be fixed
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+.PHONY: lint
+lint: setup ## Lint and check the format
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+
+.PHONY: type
+type: setup ## Check types
+	$(BIN)/mypy --strict baton services
+
+.PHONY: imports
+imports: setup ## Check who may import whom
+	$(BIN)/lint-imports
+
+.PHONY: buf
+buf: setup ## Lint the protos
+	$(BIN)/buf lint
+
+.PHONY: proto-check
+proto-check: setup ## Check that the committed stubs are what the protos say
+	@fresh=$$(mktemp -d); trap 'rm -rf "$$fresh"' EXIT; \
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/proto.sh "$$fresh"; \
+	diff -r --exclude=__pycache__ --exclude=__init__.py "$$fresh/baton/v1" baton/v1 \
+	  || { echo "stubs are not fresh: run 'make proto'" >&2; exit 1; }
+
+.PHONY: docs-check
+docs-check: setup ## Check that the generated pages are what the code says
+	$(BIN)/python tools/tuning_doc.py --check
+
+##@ Generate
+
+.PHONY: proto
+proto: setup ## Generate the stubs from the protos
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/proto.sh
+
+.PHONY: docs
+docs: setup ## Write the generated pages
+	$(BIN)/python tools/tuning_doc.py
+
+##@ Clean
+
+.PHONY: clean
+clean: ## Remove the environment, caches and logs
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .baton
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,27 @@
+"""The command `baton`: puts the command groups together."""
+
+import typer
+
+from baton.cli import config, demo, generate, status, up
+
+app = typer.Typer(
+    name="baton",
+    help="Disaggregated prefill/decode serving for large language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("up")(up.up)
+app.command("generate")(generate.generate)
+app.command("status")(status.status)
+app.command("demo")(demo.demo)
+app.add_typer(config.app, name="config")
+
+
+def main() -> None:
+    """Runs the command line; exits with 0, or 1 after saying what went wrong."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

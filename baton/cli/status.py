@@ -1,0 +1,112 @@
+"""`baton status`: the fleet as one router sees it."""
+
+import asyncio
+import json
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from baton.cli.common import JsonOption, RouterOption, reporting, router_address
+from baton.client import RouterClient
+from baton.v1 import router_pb2, types_pb2
+
+_ROLES = {types_pb2.WORKER_ROLE_PREFILL: "prefill", types_pb2.WORKER_ROLE_DECODE: "decode"}
+_BAR_CELLS = 10
+_TABLE_WIDTH = 120
+
+
+def status(router: RouterOption = None, as_json: JsonOption = False) -> None:
+    """Show the workers, their load and their KV pools."""
+    with reporting():
+        address = router_address(router)
+        fleet = asyncio.run(_fetch(address))
+        if as_json:
+            typer.echo(json.dumps(as_values(fleet)))
+        else:
+            show(address, fleet)
+
+
+async def _fetch(address: str) -> router_pb2.GetFleetResponse:
+    async with RouterClient(address) as client:
+        return await client.fleet()
+
+
+def show(address: str, fleet: router_pb2.GetFleetResponse) -> None:
+    """Prints the fleet as a table and how old the picture is."""
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)  # better wrapped by the terminal than cut
+    console.print(worker_table(fleet))
+    typer.echo(
+        f"router {address}: {fleet.active_requests} active requests, "
+        f"state confirmed {_seconds(fleet.state_age):.1f} s ago"
+    )
+
+
+def worker_table(fleet: router_pb2.GetFleetResponse) -> Table:
+    """Returns one row per worker."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("worker", "role", "address", "waiting", "running", "KV in use", "busy"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("age", justify="right", no_wrap=True)
+    table.add_column("incarnation", no_wrap=True)
+    for worker in fleet.workers:
+        table.add_row(*_row(worker))
+    return table
+
+
+def _row(worker: types_pb2.WorkerInfo) -> list[str]:
+    stats = worker.stats
+    load = ["-", "-", "-", "-", "-"]
+    if worker.HasField("stats"):
+        load = [
+            f"{stats.queued_requests} ({stats.queued_tokens} tokens)",
+            f"{stats.prefilling_requests + stats.decoding_requests}",
+            kv_bar(stats),
+            "draining" if stats.draining else f"{100 * stats.busy_share:.0f} %",
+            f"{_seconds(worker.stats_age):.1f} s",
+        ]
+    role = _ROLES.get(worker.role, "-")
+    return [worker.worker_id, role, worker.address, *load, worker.incarnation[:8]]
+
+
+def kv_bar(stats: types_pb2.WorkerStats) -> str:
+    """Returns the pool as a bar: owned by requests, kept as prefix cache, free."""
+    total = max(1, stats.kv_blocks_total)
+    owned = round(_BAR_CELLS * stats.kv_blocks_owned / total)
+    cached = min(_BAR_CELLS - owned, round(_BAR_CELLS * stats.kv_blocks_cached / total))
+    bar = "\u2588" * owned + "\u2592" * cached + "\u2591" * (_BAR_CELLS - owned - cached)
+    used = 100 * stats.kv_blocks_owned / total
+    return f"{bar} {used:.0f} % + {100 * stats.kv_blocks_cached / total:.0f} % cached"
+
+
+def as_values(fleet: router_pb2.GetFleetResponse) -> dict[str, Any]:
+    """Returns the fleet as values for JSON; times in seconds."""
+    return {
+        "state_age_s": _seconds(fleet.state_age),
+        "active_requests": fleet.active_requests,
+        "workers": [_worker_values(worker) for worker in fleet.workers],
+    }
+
+
+def _worker_values(worker: types_pb2.WorkerInfo) -> dict[str, Any]:
+    stats = worker.stats
+    values: dict[str, Any] = {
+        "worker_id": worker.worker_id,
+        "incarnation": worker.incarnation,
+        "role": _ROLES.get(worker.role, ""),
+        "address": worker.address,
+        "model": worker.model,
+        "transfer_backend": worker.transfer_backend,
+        "stats": None,
+    }
+    if worker.HasField("stats"):
+        names = (field.name for field in stats.DESCRIPTOR.fields if field.message_type is None)
+        values["stats"] = {name: getattr(stats, name) for name in names}
+        values["stats_age_s"] = _seconds(worker.stats_age)
+    return values
+
+
+def _seconds(duration: Any) -> float:
+    return float(duration.ToNanoseconds()) / 1e9

@@ -1,0 +1,113 @@
+"""`baton up`: the whole mesh on this machine until Ctrl-C."""
+
+import asyncio
+import sys
+import time
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from baton.cli.common import ConfigOption, reporting, run_until_signal
+from baton.local.member import MemberState, StackEvent
+from baton.local.plan import StackOptions
+from baton.local.stack import Stack
+
+
+def up(
+    config: ConfigOption = None,
+    prefill: Annotated[
+        int | None, typer.Option("--prefill", min=0, help="Prefill workers.")
+    ] = None,
+    decode: Annotated[int | None, typer.Option("--decode", min=0, help="Decode workers.")] = None,
+    router_port: Annotated[
+        int | None, typer.Option("--router-port", min=0, max=65535, help="0 is any free port.")
+    ] = None,
+    no_ui: Annotated[
+        bool, typer.Option("--no-ui", help="Plain lines instead of a live table.")
+    ] = False,
+) -> None:
+    """Start Redis, admission, router and workers here; Ctrl-C stops them in order.
+
+    Workers that are not given are autoscale.*.min_replicas of the configuration. Redis is started
+    too unless mesh.redis_url or REDIS_URL names one. Logs go to .baton/run/<time>/.
+    """
+    options = StackOptions(
+        config_path=config, prefill=prefill, decode=decode, router_port=router_port
+    )
+    with reporting():
+        run_until_signal(_up(options, is_live=not no_ui and sys.stdout.isatty()))
+    typer.echo("stopped; nothing is left running")
+
+
+async def _up(options: StackOptions, is_live: bool) -> None:
+    board = Board(Console(), is_live)
+    stack = Stack(options, board.observe)
+    board.begin(stack)
+    try:
+        async with stack:
+            board.end()
+            _invite(stack)
+            await asyncio.Event().wait()
+    finally:
+        board.end()
+
+
+def _invite(stack: Stack) -> None:
+    router = stack.router_address
+    typer.echo(f"router {router} is ready; logs are in {stack.run_dir}")
+    typer.echo(f'  baton generate "The with statement" --router {router}')
+    typer.echo(f'  baton generate --chat "What does open do?" --router {router}')
+    typer.echo(f"  baton status --router {router}")
+    typer.echo("Ctrl-C stops everything.")
+
+
+class Board:
+    """Shows the members' states: a live table while the stack starts, lines after that."""
+
+    def __init__(self, console: Console, is_live: bool) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False) if is_live else None
+        self._stack: Stack | None = None
+
+    def begin(self, stack: Stack) -> None:
+        """Starts the table, where there is one."""
+        self._stack = stack
+        if self._live is not None:
+            self._live.start()
+
+    def end(self) -> None:
+        """Leaves the table as it is; from here on changes are lines."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def observe(self, event: StackEvent) -> None:
+        """Takes a change of a member's state."""
+        if self._live is not None and self._stack is not None:
+            self._live.update(member_table(self._stack), refresh=True)
+        else:
+            typer.echo(event_line(event, self._stack))
+
+
+def member_table(stack: Stack) -> Table:
+    """Returns one row per member."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("service", "pid", "address", "state"):
+        table.add_column(heading, no_wrap=True)
+    for member in stack.members:
+        table.add_row(
+            member.name, str(member.pid or "-"), member.address or "-", member.state.value
+        )
+    return table
+
+
+def event_line(event: StackEvent, stack: Stack | None) -> str:
+    """Returns a change as one line with the time of day."""
+    line = f"{time.strftime('%H:%M:%S')} {event.name} {event.state.value}"
+    if stack is not None and event.state in (MemberState.STARTING, MemberState.READY):
+        member = stack.member(event.name)
+        line += f" pid {member.pid}" + (f" at {member.address}" if member.address else "")
+    return f"{line}: {event.detail}" if event.detail else line

@@ -1,0 +1,255 @@
+"""A small async client of the router, for the command line, tests and Python programs.
+
+    async with RouterClient("127.0.0.1:7411") as client:
+        async for part in client.generate(Prompt(text="Once")):
+            if isinstance(part, Chunk):
+                print(part.text, end="")
+
+Errors of the mesh arrive as the classes of baton/errors.py, with reason, field and retry time.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import grpc
+
+from baton.errors import BatonError, InternalError, UnavailableError
+from baton.requests import FinishReason, Priority, SamplingParams
+from baton.rpc.channels import open_channel
+from baton.rpc.status import from_rpc_error
+from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
+
+ROUTER_UNREACHABLE = "ROUTER_UNREACHABLE"
+"""Reason of the UnavailableError for an address where no router answers."""
+
+_DEFAULT_TIMEOUT_S = 600.0
+_QUERY_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation; `role` is "system", "user" or "assistant"."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What to answer; exactly one of text, turns and input_ids is given."""
+
+    text: str | None = None
+    turns: tuple[Turn, ...] = ()
+    input_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """How to answer. `sampling` None takes the mesh's defaults; times are in seconds."""
+
+    sampling: SamplingParams | None = None
+    priority: Priority = Priority.NORMAL
+    request_id: str = ""
+    model: str = ""
+    tenant: str = ""
+    session_id: str = ""
+    cache_salt: str = ""
+    timeout_s: float = _DEFAULT_TIMEOUT_S
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Some of the answer, in order and without gaps."""
+
+    text: str
+    output_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time went, in seconds; the parts from tokenize to first_step add up to ttft.
+
+    `tpot_s` is None below two tokens.
+    """
+
+    tokenize_s: float
+    admission_s: float
+    route_s: float
+    decode_admit_s: float
+    prefill_queue_s: float
+    prefill_compute_s: float
+    kv_transfer_s: float
+    first_step_s: float
+    ttft_s: float
+    tpot_s: float | None
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How the answer ended, what it took and where it ran; always the last part."""
+
+    request_id: str
+    model: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    timing: Timing
+    prefill_worker_id: str
+    decode_worker_id: str
+    is_remote_prefill: bool
+    prefill_reason: str
+    kv_bytes: int
+    migrations: int
+    degradations: tuple[str, ...]
+
+
+class RouterClient:
+    """Calls one router over one channel; an async context manager that closes it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._channel = open_channel(address)
+        self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._channel.close()
+
+    async def generate(
+        self, prompt: Prompt, options: RequestOptions | None = None
+    ) -> AsyncIterator[Chunk | Completion]:
+        """Streams the answer: chunks, then one Completion.
+
+        Leaving the loop early cancels the request. Raises a BatonError for any other end.
+        """
+        options = options or RequestOptions()
+        call = self._stub.Generate(_request(prompt, options), timeout=options.timeout_s)
+        is_complete = False
+        try:
+            async for response in call:
+                part = _part(response)
+                is_complete = isinstance(part, Completion)
+                yield part
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+        finally:
+            call.cancel()
+        if not is_complete:
+            raise InternalError("the router ended the stream without a completion")
+
+    async def models(self) -> tuple[router_pb2.Model, ...]:
+        """Returns the models that the fleet serves."""
+        try:
+            response = await self._stub.ListModels(
+                router_pb2.ListModelsRequest(), timeout=_QUERY_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+        return tuple(response.models)
+
+    async def fleet(self) -> router_pb2.GetFleetResponse:
+        """Returns the fleet as this router sees it."""
+        try:
+            return await self._stub.GetFleet(router_pb2.GetFleetRequest(), timeout=_QUERY_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: grpc.aio.AioRpcError) -> BatonError:
+        # A refusal by the mesh carries details of its own; a bare UNAVAILABLE comes from gRPC.
+        if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
+            why = (error.details() or "no reason given").rpartition(": ")[2]
+            return UnavailableError(
+                f"no router answers at {self.address} ({why}); start one with `baton up` or give "
+                "the address of one that runs",
+                reason=ROUTER_UNREACHABLE,
+            )
+        return from_rpc_error(error)
+
+
+def _request(prompt: Prompt, options: RequestOptions) -> router_pb2.GenerateRequest:
+    request = router_pb2.GenerateRequest(
+        request_id=options.request_id,
+        model=options.model,
+        text=prompt.text,
+        messages=[
+            router_pb2.ChatMessage(role=turn.role, content=turn.content) for turn in prompt.turns
+        ],
+        input_ids=prompt.input_ids,
+        priority=types_pb2.Priority.ValueType(options.priority),
+        tenant=options.tenant,
+        session_id=options.session_id,
+        cache_salt=options.cache_salt,
+    )
+    if options.sampling is not None:
+        request.sampling_params.CopyFrom(_sampling(options.sampling))
+    return request
+
+
+def _sampling(sampling: SamplingParams) -> types_pb2.SamplingParams:
+    return types_pb2.SamplingParams(
+        max_tokens=sampling.max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        stop=sampling.stop,
+        stop_token_ids=sampling.stop_token_ids,
+        ignore_eos=sampling.ignore_eos,
+        logprobs=sampling.logprobs,
+    )
+
+
+def _part(response: router_pb2.GenerateResponse) -> Chunk | Completion:
+    if response.WhichOneof("part") == "complete":
+        return _completion(response.complete)
+    chunk = response.chunk
+    return Chunk(chunk.text, tuple(chunk.output_ids), tuple(chunk.logprobs))
+
+
+def _completion(complete: router_pb2.GenerateComplete) -> Completion:
+    usage, placement = complete.usage, complete.placement
+    return Completion(
+        request_id=complete.request_id,
+        model=complete.model,
+        finish_reason=FinishReason(complete.finish_reason),
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+        timing=_timing(complete.timing),
+        prefill_worker_id=placement.prefill_worker_id,
+        decode_worker_id=placement.decode_worker_id,
+        is_remote_prefill=placement.prefill_mode == types_pb2.PREFILL_MODE_REMOTE,
+        prefill_reason=placement.prefill_reason,
+        kv_bytes=placement.kv_bytes,
+        migrations=placement.migrations,
+        degradations=tuple(complete.degradations),
+    )
+
+
+def _timing(timing: types_pb2.TimingBreakdown) -> Timing:
+    return Timing(
+        tokenize_s=timing.tokenize.ToNanoseconds() / 1e9,
+        admission_s=timing.admission.ToNanoseconds() / 1e9,
+        route_s=timing.route.ToNanoseconds() / 1e9,
+        decode_admit_s=timing.decode_admit.ToNanoseconds() / 1e9,
+        prefill_queue_s=timing.prefill_queue.ToNanoseconds() / 1e9,
+        prefill_compute_s=timing.prefill_compute.ToNanoseconds() / 1e9,
+        kv_transfer_s=timing.kv_transfer.ToNanoseconds() / 1e9,
+        first_step_s=timing.first_step.ToNanoseconds() / 1e9,
+        ttft_s=timing.ttft.ToNanoseconds() / 1e9,
+        tpot_s=timing.tpot.ToNanoseconds() / 1e9 if timing.HasField("tpot") else None,
+        total_s=timing.total.ToNanoseconds() / 1e9,
+    )

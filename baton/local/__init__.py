@@ -1,0 +1,1 @@
+"""The whole mesh as child processes of one process, on one machine."""

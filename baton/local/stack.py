@@ -1,0 +1,224 @@
+"""The whole mesh as child processes: started, watched, restarted, and stopped in order.
+
+    async with Stack(StackOptions(prefill=1, decode=1)) as stack:
+        ...  # stack.router_address serves
+
+Entering returns when every service is ready, the router sees every worker and every decode worker
+has a proven pair with every prefill worker; it raises StartupError, with the end of the log, when
+a child dies on the way. Leaving stops everything. No child survives this process, however it ends
+(see launch.py), so enter the stack from the main thread.
+"""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Collection, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from baton.errors import StartupError
+from baton.local import probes
+from baton.local.child import log_tail
+from baton.local.member import Member, MemberState, StackEvent
+from baton.local.plan import StackOptions, make_plan
+from baton.local.roles import STOP_ORDER, Role
+from baton.local.supervisor import Observer, Supervisor, Surroundings
+from baton.state.connect import connect, ping_or_fail
+from baton.state.embedded import HOST
+
+_ROUTER = "router-0"
+_TAIL_LINES = 20
+
+
+def ignore(_: StackEvent) -> None:
+    """An observer that does not care."""
+
+
+class Stack:
+    """Runs the stack while entered; see the module's docstring.
+
+    `observe` is called on the event loop at every change of a member's state.
+    """
+
+    def __init__(self, options: StackOptions, observe: Observer = ignore) -> None:
+        self.options = options
+        self._observe = observe
+        self._members: dict[str, Member] = {}
+        self._exit = AsyncExitStack()
+
+    @property
+    def members(self) -> Collection[Member]:
+        """All members, in the order in which they were added."""
+        return self._members.values()
+
+    @property
+    def processes(self) -> Mapping[str, int]:
+        """Process ids of the members that run now, by name."""
+        return {member.name: member.pid for member in self.members if member.pid is not None}
+
+    @property
+    def router_address(self) -> str:
+        """host:port of the router; the same through all its lives."""
+        return self._members[_ROUTER].address
+
+    @property
+    def redis_url(self) -> str:
+        """Where the stack's Redis is."""
+        return self._shared.redis_url
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder with the logs."""
+        return self._shared.plan.run_dir
+
+    def log(self, name: str) -> Path:
+        """Returns the log file of a member, all its lives in one."""
+        return self.run_dir / f"{name}.log"
+
+    async def __aenter__(self) -> Self:
+        plan = make_plan(self.options)
+        redis_port = probes.free_port(HOST) if plan.embeds_redis else 0
+        url = plan.redis_url(redis_port)
+        redis = connect(url)
+        self._exit.push_async_callback(redis.aclose)
+        self._shared = Surroundings(plan, url, redis)
+        self._supervisor = Supervisor(self.options, self._shared, self._observe)
+        self._tasks = await self._exit.enter_async_context(asyncio.TaskGroup())
+        try:
+            await self._start(redis_port)
+        except BaseException:
+            await self.__aexit__(*sys.exc_info())
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.stop()
+        finally:
+            if isinstance(error, asyncio.CancelledError):
+                await self._exit.__aexit__(kind, error, traceback)
+            else:
+                # Shown to the task group, any other error would come back inside a group.
+                await self._exit.aclose()
+
+    def member(self, name: str) -> Member:
+        """Returns a member: its state, address, process id and how many lives it had."""
+        return self._members[name]
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Sends a signal to a member; one that dies of it is restarted like any other."""
+        member = self._members[name]
+        if member.child is None or member.pid is None:
+            return
+        member.child.signal(number)
+        if number is signal.SIGKILL:
+            # Known to be dead before the kernel says so: `wait_ready` waits for the next life.
+            self._supervisor.move(member, MemberState.RESTARTING, "killed")
+
+    async def restart(self, name: str) -> None:
+        """Stops a member in order, starts it anew and returns when the mesh is whole again."""
+        member = self._members[name]
+        lives = member.lives
+        if member.state is MemberState.FAILED:
+            self._supervise(member)
+        elif member.child is not None:
+            member.is_restart_wanted = True
+            await member.child.stop(self.options.stop_grace_s)
+        while member.lives == lives:
+            await self._supervisor.change()
+        await self.wait_ready()
+
+    async def add_worker(self, role: Role) -> str:
+        """Starts one more prefill or decode worker; returns its name when the mesh has it."""
+        name = f"{role.value}-{sum(member.role is role for member in self.members)}"
+        self._add(role, name)
+        await self.wait_ready()
+        return name
+
+    async def wait_ready(self) -> None:
+        """Returns when the mesh is whole: all ready, all seen by the router, all pairs proven.
+
+        Raises StartupError when a member failed or it takes longer than a start may take.
+        """
+        missing = ""
+        try:
+            async with asyncio.timeout(self.options.ready_timeout_s):
+                await self._wait_members()
+                while missing := await self._missing():
+                    await probes.poll_pause()
+                    await self._wait_members()
+        except TimeoutError as error:
+            late = [f"{each.name} {each.state.value}" for each in self.members if not each.is_ready]
+            raise StartupError(
+                f"the mesh is not whole after {self.options.ready_timeout_s:g} s: "
+                f"{', '.join(late) or missing}; logs are in {self.run_dir}"
+            ) from error
+
+    async def stop(self) -> None:
+        """Stops everything in order; kills what is left when it is cancelled. Again is harmless."""
+        try:
+            for role in STOP_ORDER:
+                group = [member for member in self.members if member.role is role]
+                await asyncio.gather(*map(self._supervisor.stop, group))
+        finally:
+            for member in self.members:
+                member.stopping.set()
+                if member.child is not None:
+                    member.child.kill()
+
+    async def _start(self, redis_port: int) -> None:
+        plan = self._shared.plan
+        if plan.embeds_redis:
+            plan.redis_spec(redis_port)  # says so when no Redis is installed
+            self._add(Role.REDIS, Role.REDIS.value, redis_port)
+            await self._wait_members()
+        await ping_or_fail(self._shared.redis, self._shared.redis_url)
+        self._add(Role.ADMISSION, "admission-0")
+        self._add(Role.ROUTER, _ROUTER, plan.router_port)
+        for role, count in plan.workers.items():
+            for index in range(count):
+                self._add(role, f"{role.value}-{index}")
+        await self.wait_ready()
+
+    def _add(self, role: Role, name: str, port: int = 0) -> None:
+        member = Member(name, role, port)
+        self._members[name] = member
+        self._supervise(member)
+
+    def _supervise(self, member: Member) -> None:
+        member.state = MemberState.WAITING
+        self._tasks.create_task(self._supervisor.run(member))
+
+    async def _wait_members(self) -> None:
+        while True:
+            for member in self.members:
+                if member.state is MemberState.FAILED:
+                    raise StartupError(self._why(member))
+            if all(member.is_ready for member in self.members):
+                return
+            await self._supervisor.change()
+
+    async def _missing(self) -> str:
+        """Returns what the mesh does not know of itself yet; empty when it is whole."""
+        workers = [each for each in self.members if each.role.is_worker]
+        lives = [each.incarnation for each in workers]
+        if not await probes.sees_workers(self.router_address, lives):
+            return "the router does not see all workers"
+        prefill = {each.name for each in workers if each.role is Role.PREFILL}
+        for member in (each for each in workers if each.role is Role.DECODE):
+            unproven = prefill - set(await probes.connected_prefill_workers(member.address))
+            if unproven:
+                return f"{member.name} has no proven pair with {', '.join(sorted(unproven))}"
+        return ""
+
+    def _why(self, member: Member) -> str:
+        log = self.log(member.name)
+        tail = "\n".join(f"    {line}" for line in log_tail(log, _TAIL_LINES))
+        return f"{member.name} {member.problem}; the end of {log}:\n{tail or '    (empty)'}"

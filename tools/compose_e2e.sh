@@ -1,0 +1,110 @@
+#!/usr/bin/env bash
+# Runs the compose stack for real: build, start, stream, scale prefill to two, stream, take down.
+#
+# Uses the Docker engine with compose v2 that answers here. Where none does, it makes a private one
+# (tools/container_host/up.sh: root and Debian; several GB and minutes the first time) and runs
+# without Jaeger and Prometheus, whose images cannot be had without a registry; a stand-in receives
+# the telemetry. SHARED_MEMORY=1 runs with deploy/compose.shared-memory.yaml, KEEP=1 leaves stack
+# and engine running. Needs a Python with Baton: `make e2e-compose`.
+set -euo pipefail
+cd "$(dirname -- "$(readlink -f -- "$0")")/.."
+
+export COMPOSE_PROJECT_NAME=baton-e2e COMPOSE_PROFILES=cpu
+export ROUTER_PORT=${ROUTER_PORT:-17411}
+files=(-f docker-compose.yml)
+own_engine=false
+begun=$SECONDS
+
+say() {
+  printf 'compose_e2e: [%3d s] %s\n' $((SECONDS - begun)) "$*"
+}
+
+stack() {
+  docker compose "${files[@]}" "$@"
+}
+
+find_engine() {
+  if docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1; then
+    say "using the Docker engine $(docker version --format '{{.Server.Version}}') that answers here"
+    return
+  fi
+  say "no Docker engine with compose v2 answers: making a private one (tools/container_host)"
+  environment=$(bash tools/container_host/up.sh)
+  eval "$environment"
+  own_engine=true
+  files+=(-f tools/container_host/compose.bare.yaml)
+  say "left out here: Jaeger and Prometheus; images from Debian packages stand in for the official"
+}
+
+finish() {
+  local code=$?
+  trap - EXIT
+  if ((code != 0)); then
+    say "FAILED; the containers and their last words:"
+    stack ps --all || true
+    stack logs --tail 40 || true
+  fi
+  if [[ -n ${KEEP:-} ]]; then
+    say "kept: COMPOSE_PROJECT_NAME=$COMPOSE_PROJECT_NAME docker compose ${files[*]} down -v"
+    exit "$code"
+  fi
+  stack down --volumes --timeout 20 >/dev/null 2>&1 || true
+  if $own_engine; then bash tools/container_host/down.sh; fi
+  exit "$code"
+}
+
+check_nothing_left() {
+  local kind left
+  for kind in 'ps --all' 'volume ls' 'network ls'; do
+    # shellcheck disable=SC2086  # two words on purpose
+    left=$(docker $kind --quiet --filter "label=com.docker.compose.project=$COMPOSE_PROJECT_NAME")
+    [[ -z $left ]] || { say "docker $kind still shows: $left"; return 1; }
+  done
+}
+
+spans() {
+  stack logs --no-color --no-log-prefix collector | awk '/span / { print $2 ":" $3 }' | sort -u
+}
+
+# The stand-in for the collector logs what it receives; the services export within a second.
+check_telemetry() {
+  local service
+  for service in router admission prefill decode; do
+    for _ in {1..40}; do
+      spans | grep -q "^baton-$service:" && continue 2
+      sleep 0.25
+    done
+    say "no span of $service reached the collector, only: $(spans | xargs)"
+    return 1
+  done
+  say "spans arrived: $(spans | xargs)"
+}
+
+find_engine
+trap finish EXIT
+[[ -z ${SHARED_MEMORY:-} ]] || files+=(-f deploy/compose.shared-memory.yaml)
+
+say "building"
+stack build --quiet
+say "starting"
+stack up --detach --wait --wait-timeout 180 --quiet-pull
+address=$(stack port router 7411)
+say "healthy; the router is at $address"
+python -m baton.rpc.probe "$address" baton.v1.RouterService
+python tools/compose_checks.py "$address" 1
+if $own_engine; then check_telemetry; fi
+
+say "scaling prefill to two"
+stack up --detach --wait --wait-timeout 180 --no-recreate --scale prefill=2
+python tools/compose_checks.py "$address" 2
+
+say "scaling prefill back to one"
+stack up --detach --wait --wait-timeout 180 --no-recreate --scale prefill=1
+python tools/compose_checks.py "$address" 1
+
+if [[ -z ${KEEP:-} ]]; then
+  say "taking it down"
+  stack down --volumes --timeout 20
+  check_nothing_left
+fi
+say "passed"
