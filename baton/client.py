@@ -18,6 +18,7 @@ import grpc
 from baton.errors import BatonError, InternalError, UnavailableError
 from baton.requests import FinishReason, Priority, SamplingParams
 from baton.rpc.channels import open_channel
+from baton.rpc.sampling import sampling_message
 from baton.rpc.status import from_rpc_error
 from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
 
@@ -193,23 +194,8 @@ def _request(prompt: Prompt, options: RequestOptions) -> router_pb2.GenerateRequ
         cache_salt=options.cache_salt,
     )
     if options.sampling is not None:
-        request.sampling_params.CopyFrom(_sampling(options.sampling))
+        request.sampling_params.CopyFrom(sampling_message(options.sampling))
     return request
-
-
-def _sampling(sampling: SamplingParams) -> types_pb2.SamplingParams:
-    return types_pb2.SamplingParams(
-        max_tokens=sampling.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        seed=sampling.seed,
-        stop=sampling.stop,
-        stop_token_ids=sampling.stop_token_ids,
-        ignore_eos=sampling.ignore_eos,
-        logprobs=sampling.logprobs,
-    )
 
 
 def _part(response: router_pb2.GenerateResponse) -> Chunk | Completion:

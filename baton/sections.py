@@ -62,8 +62,9 @@ class Cache(_Section):
 class EngineSection(_Section):
     """What computes on the workers."""
 
-    kind: Literal["torch"] = Field(
-        default="torch", description="The engine on prefill and decode workers."
+    kind: Literal["torch", "simulated"] = Field(
+        default="torch",
+        description="The engine on prefill and decode workers; simulated computes nothing.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where it computes; auto takes a GPU when there is one."

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -11,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-_LAUNCHER = Path(__file__).with_name("launch.py")
+from baton import launch
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,13 +75,12 @@ class Child:
 async def start_child(spec: ChildSpec) -> Child:
     """Starts a process whose output is appended to its log file.
 
-    Call it from a thread that lives on: the kernel ends the child with it (see launch.py).
+    Call it from a thread that lives on: the kernel ends the child with it (see baton/launch.py).
     """
     spec.log.parent.mkdir(parents=True, exist_ok=True)
     with spec.log.open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid())),
-            *spec.command,
+            *launch.command(*spec.command),
             env=dict(spec.environ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,

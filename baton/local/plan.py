@@ -37,7 +37,7 @@ class StackOptions:
     run_dir: Path | None = None
     is_restarting: bool = True
     ready_timeout_s: float = 60.0
-    stop_grace_s: float = 10.0
+    stop_grace_s: float = 20.0
 
 
 @dataclass(frozen=True, slots=True)

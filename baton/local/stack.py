@@ -6,7 +6,7 @@
 Entering returns when every service is ready, the router sees every worker and every decode worker
 has a proven pair with every prefill worker; it raises StartupError, with the end of the log, when
 a child dies on the way. Leaving stops everything. No child survives this process, however it ends
-(see launch.py), so enter the stack from the main thread.
+(see baton/launch.py), so enter the stack from the main thread.
 """
 
 import asyncio

@@ -1,19 +1,15 @@
 """A Redis of one's own: the server that the `local` extra carries, as a child process."""
 
-import ctypes
 import importlib.util
-import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from baton import launch
 from baton.errors import StartupError
 
 HOST = "127.0.0.1"
-_PR_SET_PDEATHSIG = 1
 
 
 class EmbeddedRedis:
@@ -97,21 +93,11 @@ def _spawn(
 ) -> "subprocess.Popen[bytes]":
     log = ("--logfile", str(directory / "redis.log"))
     return subprocess.Popen(  # noqa: S603 - our own binary and arguments
-        [str(binary), *server_arguments(directory, port, maxmemory_bytes), *log],
+        launch.command(str(binary), *server_arguments(directory, port, maxmemory_bytes), *log),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        preexec_fn=_die_with_parent(),
     )
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """Returns what the child runs before exec so that the kernel ends it with its parent."""
-    if sys.platform != "linux":
-        return None
-    # Loaded before the fork: the child of a threaded process should not load libraries.
-    prctl = ctypes.CDLL(None).prctl
-    return lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

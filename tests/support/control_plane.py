@@ -21,7 +21,7 @@ from baton.state.records import WorkerRecord, WorkerRole, WorkerStats, new_incar
 from baton.state.registry import Registration
 from baton.telemetry.providers import Telemetry, start_telemetry
 from baton.v1 import decode_link_pb2 as frames
-from baton.v1 import decode_pb2_grpc, types_pb2
+from baton.v1 import decode_pb2, decode_pb2_grpc, types_pb2
 from services.admission.app import AdmissionApp, running_admission
 from services.admission.app import Listening as AdmissionListening
 from services.router.app import Listening, RouterApp, running_router
@@ -40,8 +40,7 @@ def token_at(position: int) -> int:
 class FakeDecodeWorker(decode_pb2_grpc.DecodeServiceServicer):
     """Speaks the decode link and generates tokens by position, under the test's control.
 
-    `script` replaces what it does with a request. `budget` is how many tokens it may still send;
-    None is no limit. `death` fails running requests once it is set.
+    `script` replaces what it does with a request; `allow` limits how many tokens it sends.
     """
 
     def __init__(self, worker_id: str, model: ServedModel, script: Script | None = None) -> None:
@@ -79,6 +78,12 @@ class FakeDecodeWorker(decode_pb2_grpc.DecodeServiceServicer):
 
     async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
         await serve_link(DECODE_LINK, self._serve, context)
+
+    async def GetState(
+        self, request: Any, context: Any
+    ) -> decode_pb2.DecodeServiceGetStateResponse:
+        worker = types_pb2.WorkerInfo(worker_id=self.worker_id)
+        return decode_pb2.DecodeServiceGetStateResponse(worker=worker)
 
     async def _serve(self, call: Call) -> None:
         self.starts.append(call.start.start)

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -27,12 +26,9 @@ from baton.errors import (
     InvalidRequestError,
     OverloadedError,
     PreconditionError,
-    TransferError,
 )
 from baton.kv.transfer import KvDestination, KvTransport, OutgoingTransfer
 from baton.requests import EngineRequest
-
-logger = logging.getLogger(__name__)
 
 _STOP_DEADLINE_S = 15.0
 
@@ -292,10 +288,8 @@ class TorchEngine:
         try:
             if unfinished is not None:
                 await unfinished.abort()
-        except TransferError as error:
-            # The blocks are only read by such a write, and its reader trusts no receipt of it.
-            logger.warning("transfer of %s did not stop: %s", job.owner, error)
         finally:
+            # A write that did not stop only reads these; its error tells the reader to wait.
             self._free(job)
 
 

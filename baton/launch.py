@@ -18,6 +18,11 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
+def command(*program: str) -> list[str]:
+    """Returns how this process starts `program` (a path and its arguments) as such a child."""
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *program]
+
+
 def main() -> None:
     """Reads its own arguments, asks the kernel, and becomes the program."""
     parent, program = int(sys.argv[1]), sys.argv[2:]

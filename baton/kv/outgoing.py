@@ -1,0 +1,236 @@
+"""The writer's side of transfers: pushes become bounded writes, and writes become a receipt.
+
+`OutgoingWrites` lives on the mover's thread; `WiredOutgoing` is its handle for everybody else.
+A push is cut into writes of at most WRITE_BYTES, of which WRITES_UNDER_WAY are posted at a time,
+so that an abort waits for a few milliseconds of copying and not for a whole prompt.
+"""
+
+import logging
+import time
+from collections import deque
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from baton.blocks import blocks_digest
+from baton.errors import TransferError
+from baton.kv.notices import ChunkNotice, FinalNotice, PoolMetadata, encode_notice
+from baton.kv.transfer import KvDestination, KvReceipt, TransferState
+from baton.kv.wire import Wire, WireWrite
+
+logger = logging.getLogger(__name__)
+
+WRITE_BYTES = 4 << 20
+"""Most bytes of one write: large enough for full speed, small enough to abort between two."""
+
+WRITES_UNDER_WAY = 8
+"""Most writes of one transfer posted at a time."""
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """A peer as the mover's thread knows it; `failure` ends all transfers to it."""
+
+    metadata: PoolMetadata
+    failure: TransferError | None = None
+    writes_under_way: int = 0
+    closed: list[Future[None]] = field(default_factory=list)
+
+    def lose(self, why: str) -> None:
+        """Ends all transfers to the peer; the first reason is kept."""
+        if self.failure is None:
+            agent = self.metadata.agent
+            logger.info("peer lost agent=%s why=%s", agent, why)
+            self.failure = TransferError(f"peer {agent} was lost: {why}", reason="PEER_LOST")
+
+
+class _Span(NamedTuple):
+    """Source blocks on their way to the destination's blocks from `offset` on."""
+
+    sources: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    write: WireWrite
+    deadline_s: float
+
+
+class OutgoingWrites:
+    """One transfer's writes. All methods run on the mover's thread."""
+
+    def __init__(self, wire: Wire, peer: Peer, destination: KvDestination, timeout_s: float):
+        self.state = TransferState.TRANSFERRING
+        self._wire = wire
+        self._peer = peer
+        self._destination = destination
+        self._timeout_s = timeout_s
+        self._queued: deque[_Span] = deque()
+        self._posted: deque[_Posted] = deque()
+        self._written: list[_Span] = []
+        self._failure: TransferError | None = None
+        self._is_stuck = False
+        self._busy_s = 0.0
+        self._busy_since_s: float | None = None
+        self._tokens = 0
+        self._receipt: Future[KvReceipt] | None = None
+        self._aborted: list[Future[None]] = []
+
+    @property
+    def is_idle(self) -> bool:
+        """Tells that nothing is queued or posted and nobody waits."""
+        return not (self._queued or self._posted or self._receipt or self._aborted)
+
+    def push(self, sources: tuple[int, ...], offset: int) -> None:
+        """Queues blocks as spans of at most WRITE_BYTES."""
+        step = max(1, WRITE_BYTES // max(1, self._peer.metadata.memory.block_bytes))
+        for start in range(0, len(sources), step):
+            self._queued.append(_Span(sources[start : start + step], offset + start))
+
+    def finish(self, tokens: int, receipt: Future[KvReceipt]) -> None:
+        """Asks for the receipt, which `advance` gives once all writes ended."""
+        self._tokens = tokens
+        self._receipt = receipt
+
+    def abort(self, done: Future[None]) -> None:
+        """Drops what is queued; `advance` answers once all posted writes ended."""
+        self._fail(TransferError(f"transfer {self._destination.transfer_id} was aborted"))
+        self._aborted.append(done)
+
+    @property
+    def has_room(self) -> bool:
+        """Tells that `advance` would post another write at once."""
+        return bool(self._queued) and len(self._posted) < WRITES_UNDER_WAY
+
+    def advance(self) -> bool:
+        """Books ended writes, posts one and answers who waits; tells if anything changed.
+
+        Posting may copy, so it is one at a time: commands and other transfers come in between.
+        """
+        before = len(self._posted), len(self._queued)
+        self._reap()
+        if self._peer.failure is not None:
+            self._fail(self._peer.failure)
+        if self._failure is not None:
+            self._queued.clear()
+        elif self.has_room:
+            self._post(self._queued.popleft())
+        if not self._posted and not self._queued:
+            self._rest()
+        return before != (len(self._posted), len(self._queued))
+
+    def _fail(self, failure: TransferError) -> None:
+        if self._failure is None:
+            self._failure = failure
+            self.state = TransferState.FAILED
+
+    def _reap(self) -> None:
+        for _ in range(len(self._posted)):
+            posted = self._posted.popleft()
+            if not self._has_ended(posted):
+                self._posted.append(posted)
+                continue
+            self._peer.writes_under_way -= 1
+            posted.write.release()
+
+    def _has_ended(self, posted: _Posted) -> bool:
+        try:
+            if posted.write.is_done():
+                return True
+        except TransferError as error:
+            self._fail(error)
+            self._peer.lose(error.message)
+            return True
+        if time.monotonic() < posted.deadline_s:
+            return False
+        self._is_stuck = True
+        self._peer.lose(f"a write did not end in {self._timeout_s:g} s")
+        return True
+
+    def _post(self, span: _Span) -> None:
+        if self._busy_since_s is None:
+            self._busy_since_s = time.monotonic()
+        try:
+            write = self._write(span)
+        except TransferError as error:
+            self._fail(error)
+            self._peer.lose(error.message)
+            self._queued.clear()
+            return
+        self._written.append(span)
+        self._peer.writes_under_way += 1
+        self._posted.append(_Posted(write, time.monotonic() + self._timeout_s))
+
+    def _write(self, span: _Span) -> WireWrite:
+        targets = self._destination.block_ids[span.offset : span.offset + len(span.sources)]
+        notice = ChunkNotice(
+            self._destination.transfer_id,
+            len(self._written),
+            span.offset,
+            len(targets),
+            blocks_digest(targets),
+        )
+        return self._wire.write(
+            self._destination.agent, span.sources, targets, encode_notice(notice)
+        )
+
+    def _rest(self) -> None:
+        """Nothing is under way: closes the books on busy time and answers who waits."""
+        if self._busy_since_s is not None:
+            self._busy_s += time.monotonic() - self._busy_since_s
+            self._busy_since_s = None
+        if self._receipt is not None:
+            receipt, self._receipt = self._receipt, None
+            self._answer_finish(receipt)
+        for done in self._aborted:
+            if self._is_stuck:
+                done.set_exception(self._stuck())
+            else:
+                done.set_result(None)
+        self._aborted.clear()
+
+    def _answer_finish(self, answer: Future[KvReceipt]) -> None:
+        receipt = self._make_receipt()
+        try:
+            if self._failure is not None:
+                raise self._failure
+            self._wire.notify(self._destination.agent, self._final_notice(receipt))
+        except TransferError as error:
+            self._fail(error)
+            answer.set_exception(error)
+            return
+        self.state = TransferState.SUCCESS
+        answer.set_result(receipt)
+
+    def _make_receipt(self) -> KvReceipt:
+        block_ids: list[int] = []
+        for span in sorted(self._written, key=lambda span: span.offset):
+            block_ids += self._destination.block_ids[span.offset : span.offset + len(span.sources)]
+        return KvReceipt(
+            transfer_id=self._destination.transfer_id,
+            blocks=len(block_ids),
+            bytes=len(block_ids) * self._peer.metadata.memory.block_bytes,
+            transfer_s=self._busy_s,
+            blocks_digest=blocks_digest(block_ids),
+            tokens=self._tokens,
+        )
+
+    def _final_notice(self, receipt: KvReceipt) -> bytes:
+        return encode_notice(
+            FinalNotice(
+                receipt.transfer_id,
+                len(self._written),
+                receipt.blocks,
+                receipt.bytes,
+                receipt.blocks_digest,
+                receipt.tokens,
+            )
+        )
+
+    def _stuck(self) -> TransferError:
+        return TransferError(
+            f"transfer {self._destination.transfer_id}: a write neither ended nor failed in "
+            f"{self._timeout_s:g} s; its blocks may still change",
+            reason="WRITE_STUCK",
+        )

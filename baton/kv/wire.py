@@ -1,0 +1,75 @@
+"""The seam between the transfer protocol and whatever moves bytes (NIXL, or memmove in tests).
+
+A wire is owned by one thread (baton/kv/mover.py), which makes every call below; none may block for
+longer than a copy takes. Failures are `TransferError`, reason PEER_LOST where the peer is known to
+be gone.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from baton.kv.notices import PoolMetadata
+from baton.kv.transfer import PoolMemory
+
+
+class ReceivedNotice(NamedTuple):
+    """Bytes that the agent `writer` sent behind its data."""
+
+    writer: str
+    raw: bytes
+
+
+class WireWrite(Protocol):
+    """One posted write."""
+
+    def is_done(self) -> bool:
+        """Tells whether all bytes arrived and the notice is on its way behind them.
+
+        Raises TransferError if the write failed; no byte of it is written any more then.
+        """
+        ...
+
+    def release(self) -> None:
+        """Frees what the write holds; called once, after its end or when it is given up."""
+        ...
+
+
+class Wire(Protocol):
+    """Moves blocks between this worker's pool and its peers' pools."""
+
+    backend: str
+    needs_polling: bool
+    """Whether notices arrive only by `take_notices`; otherwise `wake` announces them."""
+
+    def open(self, memory: PoolMemory, wake: Callable[[], None]) -> bytes:
+        """Registers the pool and returns what a peer's `connect` needs.
+
+        Raises StartupError. `wake` may be called from any thread.
+        """
+        ...
+
+    def close(self) -> None:
+        """Deregisters the pool; all peers are disconnected before."""
+        ...
+
+    def connect(self, peer: PoolMetadata) -> None:
+        """Makes a peer's pool writable. Raises PreconditionError if its metadata is unusable."""
+        ...
+
+    def disconnect(self, agent: str) -> None:
+        """Forgets a peer."""
+        ...
+
+    def write(
+        self, agent: str, sources: Sequence[int], targets: Sequence[int], notice: bytes
+    ) -> WireWrite:
+        """Posts one write of whole blocks with a notice behind it. Raises TransferError."""
+        ...
+
+    def notify(self, agent: str, notice: bytes) -> None:
+        """Sends a notice behind all finished writes. Raises TransferError."""
+        ...
+
+    def take_notices(self) -> Sequence[ReceivedNotice]:
+        """Returns the notices that arrived since the last call, and lets the wire progress."""
+        ...

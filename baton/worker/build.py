@@ -1,0 +1,65 @@
+"""Choosing and making what computes and what moves KV; heavy packages load only here."""
+
+import importlib
+from types import ModuleType
+
+from baton.config import Config
+from baton.engine.base import Engine
+from baton.errors import StartupError
+from baton.kv.transfer import KvTransport
+from baton.models import model_dir
+
+_MIB = 1 << 20
+
+
+def build_engine(config: Config) -> Engine:
+    """Returns the configured engine, not started.
+
+    Raises StartupError when it is not installed or the model's directory is incomplete.
+    """
+    if config.engine.kind == "simulated":
+        return _build_simulated(config)
+    directory = model_dir(config.model)
+    torch_engine = _load("baton.engine.torch")
+    options = torch_engine.TorchEngineOptions(
+        model_dir=str(directory),
+        kv_memory_bytes=config.cache.kv_memory_mib * _MIB,
+        block_size=config.cache.block_size,
+        device=config.engine.device,
+        dtype=config.engine.dtype,
+        token_budget=config.engine.token_budget,
+        reuse_prefix=config.cache.reuse_prefix,
+    )
+    engine: Engine = torch_engine.TorchEngine(options)
+    return engine
+
+
+def build_transport(config: Config, incarnation: str) -> KvTransport:
+    """Returns the transport between processes that fits the engine, not started."""
+    if config.engine.kind == "simulated":
+        simulated: KvTransport = _load("baton.kv.simulated").SimulatedTransport(incarnation)
+        return simulated
+    transport: KvTransport = _load("baton.kv.nixl").NixlTransport(incarnation)
+    return transport
+
+
+def _build_simulated(config: Config) -> Engine:
+    simulated = _load("baton.engine.simulated")
+    options = simulated.SimulatedOptions(
+        spec=simulated.load_spec(config.model),
+        kv_memory_bytes=config.cache.kv_memory_mib * _MIB,
+        block_size=config.cache.block_size,
+        token_budget=config.engine.token_budget,
+        reuse_prefix=config.cache.reuse_prefix,
+    )
+    engine: Engine = simulated.SimulatedEngine(options)
+    return engine
+
+
+def _load(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise StartupError(
+            f"a worker needs the extra `worker`: pip install 'baton[worker]' ({error})"
+        ) from error

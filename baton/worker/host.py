@@ -1,0 +1,212 @@
+"""The life of one worker process: port, engine, registration, service, drain, stop."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from baton.blocks import HASH_SCHEME
+from baton.config import Config
+from baton.engine.base import Engine
+from baton.kv.transfer import KvTransport
+from baton.rpc.server import ServiceServer
+from baton.state.background import running
+from baton.state.connect import REDIS_ERRORS
+from baton.state.fleet import FleetView
+from baton.state.kv_events import KvEventPublisher
+from baton.state.records import WorkerRecord, WorkerRole
+from baton.state.registry import Registration
+from baton.telemetry.providers import Telemetry
+from baton.v1 import types_pb2
+from baton.worker.figures import Figures
+from baton.worker.gate import WorkGate
+from baton.worker.messages import worker_info
+from baton.worker.parts import RoleService, WorkerParts
+
+logger = logging.getLogger(__name__)
+
+DRAIN_GRACE_S = 10.0
+"""How long running requests may go on after SIGTERM before routers have to move them."""
+
+CANCEL_GRACE_S = 5.0
+"""How long cancelled requests may take to free what they hold."""
+
+EVERYWHERE = ("0.0.0.0", "::", "[::]")  # noqa: S104  # compared only
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerIdentity:
+    """Which worker this process is, and where. `advertise` overrides the address others use."""
+
+    worker_id: str
+    incarnation: str
+    role: WorkerRole
+    host: str
+    port: int
+    advertise: str | None = None
+
+
+class WorkerHost:
+    """Runs one role's service on one engine. Use `run` once."""
+
+    def __init__(
+        self,
+        identity: WorkerIdentity,
+        config: Config,
+        engine: Engine,
+        transport: KvTransport,
+        telemetry: Telemetry,
+        build_service: Callable[[WorkerParts], RoleService],
+    ) -> None:
+        self._identity = identity
+        self._config = config
+        self._engine = engine
+        self._transport = transport
+        self._telemetry = telemetry
+        self._build_service = build_service
+        self._gate = WorkGate()
+        self._figures = Figures(engine, self._gate)
+        self._started_at_s = time.time()
+        self._address = self._listening = ""
+        self.is_ready = asyncio.Event()
+
+    @property
+    def listening(self) -> str:
+        """host:port where the server listens, once it does."""
+        return self._listening
+
+    async def run(self, redis: Redis, stop: asyncio.Event) -> None:
+        """Serves until `stop` is set, then drains and stops.
+
+        Raises StartupError and RegistrationError when the worker cannot join the fleet.
+        """
+        fleet = FleetView(redis)
+        service = self._build_service(self._parts(fleet))
+        server = ServiceServer(self._identity.host, self._identity.port, service.names)
+        service.add_to(server.grpc)
+        await server.start()
+        self._listening = server.address
+        self._address = _advertised(self._identity, server)
+        try:
+            await self._engine.start(self._transport)
+            try:
+                await self._serve(redis, fleet, service, server, stop)
+            finally:
+                await self._engine.stop()
+        finally:
+            await server.drain(0)
+
+    async def _serve(
+        self,
+        redis: Redis,
+        fleet: FleetView,
+        service: RoleService,
+        server: ServiceServer,
+        stop: asyncio.Event,
+    ) -> None:
+        self._figures.observe(self._telemetry)
+        events = KvEventPublisher(redis, self._identity.incarnation, self._engine)
+        async with AsyncExitStack() as stack:
+            registration = await stack.enter_async_context(Registration(redis, self._record()))
+            for work in (fleet.run(), events.run(), self._figures.publish(registration)):
+                await stack.enter_async_context(running(work))
+            async with running(service.run()):
+                self._gate.open()
+                await server.set_ready(True)
+                self.is_ready.set()
+                self._log_ready()
+                await _first_of(stop, registration)
+                await self._drain(server)
+        await _remove(events)
+
+    async def _drain(self, server: ServiceServer) -> None:
+        """Lets running work end; the figures say meanwhile that the worker drains."""
+        logger.info("draining worker=%s running=%d", self._identity.worker_id, self._gate.running)
+        self._gate.drain()
+        await server.set_ready(False)
+        if not await self._gate.wait_idle(DRAIN_GRACE_S):
+            logger.warning("requests left to others count=%d", self._gate.running)
+        # Links never end by themselves. Their breaking cancels what is left on them.
+        await server.drain(0)
+        if not await self._gate.wait_idle(CANCEL_GRACE_S):
+            logger.error("requests did not stop count=%d", self._gate.running)
+
+    def _parts(self, fleet: FleetView) -> WorkerParts:
+        return WorkerParts(
+            worker_id=self._identity.worker_id,
+            config=self._config,
+            engine=self._engine,
+            transport=self._transport,
+            telemetry=self._telemetry,
+            gate=self._gate,
+            fleet=fleet,
+            describe=self._describe,
+        )
+
+    def _describe(self) -> types_pb2.WorkerInfo:
+        return worker_info(self._record(), self._figures.read())
+
+    def _record(self) -> WorkerRecord:
+        capabilities = self._engine.capabilities
+        return WorkerRecord(
+            worker_id=self._identity.worker_id,
+            incarnation=self._identity.incarnation,
+            role=self._identity.role,
+            address=self._address,
+            started_at_s=self._started_at_s,
+            model=capabilities.model,
+            context_length=capabilities.context_length,
+            vocab_size=capabilities.vocab_size,
+            tokenizer_digest=capabilities.tokenizer_digest,
+            block_size=capabilities.block_size,
+            hash_scheme=HASH_SCHEME,
+            kv_bytes_per_token=capabilities.kv_bytes_per_token,
+            kv_layout=capabilities.kv_layout,
+            transfer_backend=self._transport.backend,
+            kv_blocks=capabilities.kv_blocks,
+        )
+
+    def _log_ready(self) -> None:
+        logger.info(
+            "%s worker ready worker=%s address=%s incarnation=%s model=%s kv_blocks=%d",
+            self._identity.role.value,
+            self._identity.worker_id,
+            self._address,
+            self._identity.incarnation,
+            self._engine.capabilities.model,
+            self._engine.capabilities.kv_blocks,
+        )
+
+
+def _advertised(identity: WorkerIdentity, server: ServiceServer) -> str:
+    """Returns the address given, or the one bound; "everywhere" is no address, so the host's."""
+    if identity.advertise is not None:
+        return identity.advertise
+    if identity.host in EVERYWHERE:
+        return f"{socket.gethostname()}:{server.port}"
+    return server.address
+
+
+async def _remove(events: KvEventPublisher) -> None:
+    try:
+        await events.remove()
+    except REDIS_ERRORS as error:
+        logger.info("cache keys left to run out: %s", error)
+
+
+async def _first_of(stop: asyncio.Event, registration: Registration) -> None:
+    """Returns when the process was told to stop, or another one took its place."""
+    waits = {
+        asyncio.ensure_future(stop.wait()),
+        asyncio.ensure_future(registration.wait_lost()),
+    }
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

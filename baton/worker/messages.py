@@ -1,0 +1,128 @@
+"""Messages of both worker roles to domain values and back."""
+
+import time
+
+from baton.errors import InvalidRequestError
+from baton.kv.transfer import KvDestination, KvReceipt
+from baton.requests import EngineRequest, Priority
+from baton.rpc.sampling import sampling_message, sampling_params
+from baton.rpc.status import duration
+from baton.state.records import WorkerRecord, WorkerRole, WorkerStats
+from baton.v1 import decode_link_pb2, prefill_link_pb2, types_pb2
+
+_ROLES = {
+    WorkerRole.PREFILL: types_pb2.WORKER_ROLE_PREFILL,
+    WorkerRole.DECODE: types_pb2.WORKER_ROLE_DECODE,
+}
+
+Start = decode_link_pb2.DecodeStart | prefill_link_pb2.PrefillStart
+
+
+def engine_request(start: Start) -> EngineRequest:
+    """Returns the request in a start frame. Raises InvalidRequestError for a bad priority."""
+    return EngineRequest(
+        request_id=start.request_id,
+        input_ids=tuple(start.input_ids),
+        sampling=sampling_params(start.sampling_params),
+        priority=_priority(start.priority),
+        cache_salt=start.cache_salt,
+        resumed_tokens=start.resumed_tokens,
+    )
+
+
+def prefill_start(
+    request: EngineRequest, destination: KvDestination
+) -> prefill_link_pb2.PrefillStart:
+    """Returns the frame that asks for a prefill into `destination`."""
+    return prefill_link_pb2.PrefillStart(
+        request_id=request.request_id,
+        input_ids=request.input_ids,
+        sampling_params=sampling_message(request.sampling),
+        priority=types_pb2.Priority.ValueType(request.priority),
+        cache_salt=request.cache_salt,
+        destination=destination_message(destination),
+        resumed_tokens=request.resumed_tokens,
+    )
+
+
+def destination(message: prefill_link_pb2.KvDestination) -> KvDestination:
+    """Returns where the KV goes."""
+    return KvDestination(
+        transfer_id=message.transfer_id,
+        agent=message.agent,
+        cached_tokens=message.cached_tokens,
+        block_ids=tuple(message.block_ids),
+    )
+
+
+def destination_message(destination: KvDestination) -> prefill_link_pb2.KvDestination:
+    """Returns a destination as a message."""
+    return prefill_link_pb2.KvDestination(
+        transfer_id=destination.transfer_id,
+        agent=destination.agent,
+        cached_tokens=destination.cached_tokens,
+        block_ids=destination.block_ids,
+    )
+
+
+def receipt(message: types_pb2.KvReceipt) -> KvReceipt:
+    """Returns what a writer says it delivered."""
+    return KvReceipt(
+        transfer_id=message.transfer_id,
+        blocks=message.blocks,
+        bytes=message.bytes,
+        transfer_s=message.transfer_s,
+        blocks_digest=message.blocks_digest,
+        tokens=message.tokens,
+    )
+
+
+def receipt_message(receipt: KvReceipt) -> types_pb2.KvReceipt:
+    """Returns a receipt as a message."""
+    return types_pb2.KvReceipt(
+        transfer_id=receipt.transfer_id,
+        blocks=receipt.blocks,
+        bytes=receipt.bytes,
+        transfer_s=receipt.transfer_s,
+        blocks_digest=receipt.blocks_digest,
+        tokens=receipt.tokens,
+    )
+
+
+def worker_info(record: WorkerRecord, stats: WorkerStats) -> types_pb2.WorkerInfo:
+    """Returns a worker and its figures as a message."""
+    return types_pb2.WorkerInfo(
+        worker_id=record.worker_id,
+        incarnation=record.incarnation,
+        role=_ROLES[record.role],
+        address=record.address,
+        model=record.model,
+        transfer_backend=record.transfer_backend,
+        stats=_stats_message(stats),
+        stats_age=duration(max(0.0, time.time() - stats.taken_at_s)),
+    )
+
+
+def _stats_message(stats: WorkerStats) -> types_pb2.WorkerStats:
+    message = types_pb2.WorkerStats(
+        queued_requests=stats.queued_requests,
+        queued_tokens=stats.queued_tokens,
+        prefilling_requests=stats.prefilling_requests,
+        decoding_requests=stats.decoding_requests,
+        kv_blocks_total=stats.kv_blocks_total,
+        kv_blocks_free=stats.kv_blocks_free,
+        kv_blocks_cached=stats.kv_blocks_cached,
+        kv_blocks_owned=stats.kv_blocks_owned,
+        kv_leases=stats.kv_leases,
+        busy_share=stats.busy_share,
+        draining=stats.draining,
+    )
+    message.taken_at.FromNanoseconds(round(stats.taken_at_s * 1e9))
+    return message
+
+
+def _priority(number: int) -> Priority:
+    try:
+        return Priority(number or Priority.NORMAL)
+    except ValueError:
+        raise InvalidRequestError(f"unknown priority {number}", field="priority") from None

@@ -1,0 +1,130 @@
+"""Admission put together: everything that runs in its process, in the order it starts and ends."""
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from baton.config import Config, Qos
+from baton.rpc.server import ServiceServer
+from baton.state.background import running
+from baton.state.fleet import FleetView
+from baton.state.records import WorkerRecord, WorkerRole, new_incarnation
+from baton.state.registry import Registration
+from baton.telemetry.providers import Telemetry
+from baton.v1 import admission_pb2_grpc
+from services.admission.desk import PermitDesk
+from services.admission.ledger import PermitLedger
+from services.admission.policy import AdmissionPolicy, QosLimits, QueueEstimatePolicy
+from services.admission.server import SERVICE, AdmissionServer
+
+logger = logging.getLogger(__name__)
+
+DRAIN_GRACE_S = 10.0
+COUNT_WORKERS_EVERY_S = 0.5
+"""Joins and leaves are seen at once; that a worker began to drain only by its figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a process listens and how others find it; empty fields take what the host offers."""
+
+    host: str
+    port: int
+    name: str = ""
+    advertise: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionApp:
+    """A running admission service."""
+
+    address: str
+    registration: Registration
+    desk: PermitDesk
+
+
+def make_policy(qos: Qos) -> AdmissionPolicy:
+    """Returns the configured policy."""
+    limits = QosLimits(
+        enable_early_rejection=qos.enable_early_rejection,
+        low_priority_threshold_s=qos.low_priority_threshold_ms / 1e3,
+        reject_on_slo_violation=qos.reject_on_slo_violation,
+        ttft_slo_s=qos.ttft_slo_ms / 1e3,
+        max_queue_length=qos.max_queue_length,
+    )
+    # Jitter must differ from process to process, so the seed is the operating system's.
+    return QueueEstimatePolicy(limits, random.Random())  # noqa: S311 - not for secrets
+
+
+@asynccontextmanager
+async def running_admission(
+    config: Config, listening: Listening, redis: Redis, telemetry: Telemetry
+) -> AsyncIterator[AdmissionApp]:
+    """Runs admission; leaving takes it out of the registry, drains it and stops it.
+
+    Raises StartupError when the port is taken or the registry cannot be read.
+    """
+    fleet = FleetView(redis)
+    desk = PermitDesk(make_policy(config.qos), PermitLedger())
+    server = ServiceServer(listening.host, listening.port, [SERVICE])
+    servicer = AdmissionServer(desk, telemetry)
+    admission_pb2_grpc.add_AdmissionServiceServicer_to_server(servicer, server.grpc)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(running(fleet.run()))
+        await fleet.wait_synced()
+        _count_workers(fleet, desk)
+        await stack.enter_async_context(running(_follow(fleet, desk)))
+        await server.start()
+        stack.push_async_callback(_drain, desk, server)
+        address = listening.advertise or server.address
+        registration = Registration(redis, _record(listening, address))
+        await stack.enter_async_context(registration)
+        await server.set_ready(True)
+        yield AdmissionApp(address, registration, desk)
+
+
+async def _drain(desk: PermitDesk, server: ServiceServer) -> None:
+    """Lets permits end by themselves; links stay open for good, so they are cut after that."""
+    try:
+        async with asyncio.timeout(DRAIN_GRACE_S):
+            await desk.wait_empty()
+    except TimeoutError:
+        logger.warning("admission stops with live permits")
+    await server.drain(0)
+
+
+async def _follow(fleet: FleetView, desk: PermitDesk) -> None:
+    generation = fleet.generation
+    while True:
+        try:
+            async with asyncio.timeout(COUNT_WORKERS_EVERY_S):
+                generation = await fleet.wait_change(generation)
+        except TimeoutError:
+            pass
+        _count_workers(fleet, desk)
+
+
+def _count_workers(fleet: FleetView, desk: PermitDesk) -> None:
+    counts = [
+        sum(view.stats is None or not view.stats.draining for view in fleet.workers(role))
+        for role in (WorkerRole.PREFILL, WorkerRole.DECODE)
+    ]
+    desk.set_workers(prefill_workers=counts[0], decode_workers=counts[1])
+
+
+def _record(listening: Listening, address: str) -> WorkerRecord:
+    port = address.rpartition(":")[2]
+    return WorkerRecord(
+        worker_id=listening.name or f"admission-{socket.gethostname()}-{port}",
+        incarnation=new_incarnation(),
+        role=WorkerRole.ADMISSION,
+        address=address,
+        started_at_s=time.time(),
+    )

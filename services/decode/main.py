@@ -1,0 +1,57 @@
+"""A decode worker: `python -m services.decode.main`."""
+
+import typer
+
+from baton.state.records import WorkerRole
+from baton.worker.command import (
+    Advertise,
+    ConfigFile,
+    Host,
+    Name,
+    Port,
+    WorkerOptions,
+    run_worker,
+)
+from baton.worker.parts import WorkerParts
+from services.decode.peers import Peers
+from services.decode.policy import ThresholdSplitPolicy
+from services.decode.record import JobRecorder
+from services.decode.remote import RemotePrefiller
+from services.decode.reservations import QUARANTINE_S, Reservations
+from services.decode.server import DecodeServer
+from services.decode.worker import DecodeWorker
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    host: Host = None,
+    port: Port = 0,
+    name: Name = None,
+    advertise: Advertise = None,
+) -> None:
+    """Generate tokens for the fleet's routers until told to stop."""
+    run_worker(WorkerRole.DECODE, WorkerOptions(config, host, port, name, advertise), build_service)
+
+
+def build_service(parts: WorkerParts, quarantine_s: float = QUARANTINE_S) -> DecodeServer:
+    """Returns the service of a decode worker, wired."""
+    split = parts.config.split_policy
+    policy = ThresholdSplitPolicy(split.prompt_length_threshold, split.prefill_queue_max)
+    reservations = Reservations(parts.engine, parts.transport, quarantine_s)
+    peers = Peers(parts.engine, parts.transport, reservations)
+    remote = RemotePrefiller(parts.transport, peers, reservations)
+    worker = DecodeWorker(parts.worker_id, parts.engine, policy, remote)
+    recorder = JobRecorder(parts.worker_id, parts.telemetry)
+    return DecodeServer(parts, worker, peers, remote, reservations, recorder)
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

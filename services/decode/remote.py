@@ -1,0 +1,152 @@
+"""One attempt to have a prompt computed by one prefill worker, straight into reserved blocks."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from baton.engine.base import Prefilled, Reservation
+from baton.errors import BatonError, DeadlineError, KvMismatchError, TransferError
+from baton.kv.transfer import KvTransport
+from baton.rpc.link import LinkPool
+from baton.rpc.links import PREFILL_LINK
+from baton.v1 import prefill_link_pb2
+from baton.worker import messages
+from services.decode.job import Job
+from services.decode.peers import PEER_UNKNOWN, Peers, PrefillWorker
+from services.decode.reservations import PrefillCall, Reservations, proves_end
+
+PREFILL_TIMEOUT_S = 120.0
+"""How long a prefill worker may take for a request that has no deadline of its own."""
+
+VERIFY_TIMEOUT_S = 5.0
+
+
+class AttemptFailed(Exception):  # noqa: N818  # an outcome that the caller goes on from
+    """A prefill worker did not deliver. `reason` is machine-readable."""
+
+    def __init__(self, worker_id: str, error: BatonError) -> None:
+        super().__init__(f"{worker_id}: {error.message}")
+        self.worker_id = worker_id
+        self.reason = error.reason
+
+
+@dataclass(slots=True)
+class RemotePrefill:
+    """A prompt whose verified KV waits in `reservation`.
+
+    `round_trip_s` is from asking the worker to the verified receipt. Whoever lets the engine
+    generate from the reservation sets `is_taken`.
+    """
+
+    reservation: Reservation
+    prefilled: Prefilled
+    round_trip_s: float
+    is_taken: bool = False
+
+
+class RemotePrefiller:
+    """Asks prefill workers over links, one per worker."""
+
+    def __init__(self, transport: KvTransport, peers: Peers, reservations: Reservations) -> None:
+        self._transport = transport
+        self._peers = peers
+        self._reservations = reservations
+        self._links = LinkPool(PREFILL_LINK)
+
+    async def close_idle(self) -> None:
+        """Closes links that nobody used for a while."""
+        await self._links.close_idle()
+
+    async def close(self) -> None:
+        """Closes all links."""
+        await self._links.close()
+
+    @asynccontextmanager
+    async def prefill(self, job: Job, worker: PrefillWorker) -> AsyncIterator[RemotePrefill]:
+        """Has the prompt computed by `worker`; leaving frees the blocks unless they were taken.
+
+        Raises AttemptFailed when the worker did not deliver, and what `Engine.reserve` raises
+        when this worker has no room.
+        """
+        try:
+            delivered = await self._prefill(job, worker)
+        except AttemptFailed as failed:
+            if failed.reason != PEER_UNKNOWN:
+                raise
+            # The worker dropped this pair, as it does when a link was idle: introduce us again.
+            delivered = await self._prefill(job, worker)
+        try:
+            yield delivered
+        finally:
+            if not delivered.is_taken:
+                self._reservations.release(delivered.reservation)
+
+    async def _prefill(self, job: Job, worker: PrefillWorker) -> RemotePrefill:
+        reservation = self._reservations.reserve(job.request)
+        is_exposed = False
+        try:
+            async with self._peers.using(worker):
+                is_exposed = True
+                asked_s = time.monotonic()
+                prefilled = await self._ask(job, reservation, worker)
+                return RemotePrefill(reservation, prefilled, time.monotonic() - asked_s)
+        except BatonError as error:
+            raise AttemptFailed(worker.worker_id, error) from error
+        finally:
+            if not is_exposed:
+                self._reservations.release(reservation)
+
+    async def _ask(self, job: Job, reservation: Reservation, worker: PrefillWorker) -> Prefilled:
+        """Returns the proven result; whatever else happens, takes the reservation back."""
+        left_s = job.time_left_s()
+        start = messages.prefill_start(job.request, reservation.destination)
+        call = self._links.link(worker.address).open(
+            prefill_link_pb2.PrefillCommand(start=start),
+            timeout_s=PREFILL_TIMEOUT_S if left_s is None else left_s,
+            traceparent=job.traceparent,
+        )
+        has_ended = False
+        try:
+            try:
+                done = await _result(call)
+            except BatonError as error:
+                # A deadline can pass here before the worker knows; all else is its last word.
+                has_ended = proves_end(error) and not isinstance(error, DeadlineError)
+                raise
+            prefilled = _to_prefilled(done)
+            assert prefilled.receipt is not None
+            tokens = len(job.request.input_ids)
+            await self._transport.verify(prefilled.receipt, tokens, VERIFY_TIMEOUT_S)
+        except BaseException as error:
+            if has_ended:
+                self._reservations.release(reservation)
+            else:
+                self._reservations.reclaim(reservation, call, worker.incarnation)
+            if isinstance(error, BatonError) and _concerns_pair(error):
+                self._peers.distrust(worker, error)
+            raise
+        return prefilled
+
+
+def _concerns_pair(error: BatonError) -> bool:
+    """Tells whether the way between the two workers failed, and not the request or its turn."""
+    is_transfer = isinstance(error, TransferError | KvMismatchError)
+    return is_transfer or error.reason == PEER_UNKNOWN or not proves_end(error)
+
+
+async def _result(call: PrefillCall) -> prefill_link_pb2.PrefillDone:
+    async for event in call:
+        return event.done
+    raise TransferError("the prefill ended without a result", reason="NO_RESULT")
+
+
+def _to_prefilled(done: prefill_link_pb2.PrefillDone) -> Prefilled:
+    return Prefilled(
+        first_token=done.first_token,
+        logprob=done.logprob if done.HasField("logprob") else None,
+        receipt=messages.receipt(done.receipt),
+        queue_s=done.queue_s,
+        compute_s=done.compute_s,
+        cached_tokens=done.cached_tokens,
+    )

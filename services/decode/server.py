@@ -1,0 +1,150 @@
+"""DecodeService: link frames to jobs, and what becomes of them back to frames."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+
+from baton.engine.base import TokenEvent
+from baton.rpc.link_server import ServedCall, serve_link
+from baton.rpc.links import DECODE_LINK
+from baton.rpc.server import statuses
+from baton.state.background import running
+from baton.v1 import decode_link_pb2, decode_pb2, decode_pb2_grpc, types_pb2
+from baton.worker import messages
+from baton.worker.parts import WorkerParts
+from services.decode.job import Candidate, Job, PromptReady
+from services.decode.peers import Peers, PrefillWorker
+from services.decode.record import JobRecorder
+from services.decode.remote import RemotePrefiller
+from services.decode.reservations import Reservations
+from services.decode.worker import DecodeWorker
+
+SERVICE = "baton.v1.DecodeService"
+CLOSE_IDLE_EVERY_S = 10.0
+
+Call = ServedCall[decode_link_pb2.DecodeCommand, decode_link_pb2.DecodeEvent]
+
+
+class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
+    """Serves the links of all routers from one decode worker."""
+
+    names: Sequence[str] = (SERVICE,)
+
+    def __init__(
+        self,
+        parts: WorkerParts,
+        worker: DecodeWorker,
+        peers: Peers,
+        remote: RemotePrefiller,
+        reservations: Reservations,
+        recorder: JobRecorder,
+    ) -> None:
+        self._parts = parts
+        self._worker = worker
+        self._peers = peers
+        self._remote = remote
+        self._reservations = reservations
+        self._recorder = recorder
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the service."""
+        decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)
+
+    def connected_prefill_workers(self) -> list[str]:
+        """Returns the ids of the prefill workers whose pair with this worker is proven."""
+        return self._peers.connected()
+
+    async def run(self) -> None:
+        """Keeps pairs with the fleet's prefill workers and takes reservations back."""
+        try:
+            async with running(self._reservations.run()), running(self._close_idle_links()):
+                await self._peers.follow(self._parts.fleet)
+        finally:
+            await self._remote.close()
+
+    async def Link(  # type: ignore[override]  # writes to the context instead of yielding
+        self,
+        request_iterator: AsyncIterator[decode_link_pb2.DecodeServiceLinkRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        """Serves one router until it hangs up; its generations end with the link."""
+        await serve_link(DECODE_LINK, self._serve, context)
+
+    async def GetState(
+        self,
+        request: decode_pb2.DecodeServiceGetStateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> decode_pb2.DecodeServiceGetStateResponse:
+        """Shows load, KV accounting and proven pairs."""
+        async with statuses(context):
+            worker = self._parts.describe()
+        return decode_pb2.DecodeServiceGetStateResponse(
+            worker=worker, connected_prefill_workers=self.connected_prefill_workers()
+        )
+
+    async def _serve(self, call: Call) -> None:
+        with self._parts.gate.pass_through():
+            job = _to_job(call)
+            with self._recorder.recording(job) as record:
+                # An async generator: closing it frees the job's KV.
+                async with aclosing(self._worker.run(job)) as updates:
+                    async for update in updates:
+                        if isinstance(update, PromptReady):
+                            record.prompt_ready(update)
+                            await call.send(_prefilled(update))
+                        else:
+                            record.tokens(update)
+                            await _send_tokens(call, update)
+
+    async def _close_idle_links(self) -> None:
+        while True:
+            await asyncio.sleep(CLOSE_IDLE_EVERY_S)
+            await self._remote.close_idle()
+
+
+async def _send_tokens(call: Call, event: TokenEvent) -> None:
+    if event.token_ids:
+        tokens = decode_link_pb2.DecodeTokens(output_ids=event.token_ids, logprobs=event.logprobs)
+        await call.send(decode_link_pb2.DecodeEvent(tokens=tokens))
+    if event.finish_reason is not None:
+        reason = types_pb2.FinishReason.ValueType(event.finish_reason)
+        finished = decode_link_pb2.DecodeFinished(finish_reason=reason)
+        await call.send(decode_link_pb2.DecodeEvent(finished=finished))
+
+
+def _to_job(call: Call) -> Job:
+    start = call.start.start
+    return Job(
+        request=messages.engine_request(start),
+        candidates=tuple(
+            Candidate(
+                PrefillWorker(candidate.worker_id, candidate.incarnation, candidate.address),
+                candidate.queue_length,
+            )
+            for candidate in start.prefill_candidates
+        ),
+        deadline_s=call.deadline_s,
+        traceparent=call.traceparent,
+    )
+
+
+def _prefilled(ready: PromptReady) -> decode_link_pb2.DecodeEvent:
+    mode = types_pb2.PREFILL_MODE_REMOTE if ready.is_remote else types_pb2.PREFILL_MODE_LOCAL
+    return decode_link_pb2.DecodeEvent(
+        prefilled=decode_link_pb2.DecodePrefilled(
+            mode=mode,
+            reason=ready.reason,
+            prefill_worker_id=ready.prefill_worker_id,
+            cached_tokens=ready.cached_tokens,
+            local_cached_tokens=ready.local_cached_tokens,
+            receipt=messages.receipt_message(ready.receipt) if ready.receipt else None,
+            decode_admit_s=ready.decode_admit_s,
+            prefill_queue_s=ready.prefill_queue_s,
+            prefill_compute_s=ready.prefill_compute_s,
+            kv_transfer_s=ready.kv_transfer_s,
+            failed_attempts=ready.failed_attempts,
+        )
+    )

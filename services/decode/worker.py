@@ -1,0 +1,164 @@
+"""How a decode worker runs a generation: its own cache, then a prefill worker, then itself."""
+
+import logging
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from typing import cast
+
+from baton.engine.base import Engine, Prefilled, TokenEvent
+from baton.errors import DeadlineError, UnavailableError
+from services.decode.job import DecodeUpdate, Job, PromptReady
+from services.decode.policy import SplitDecision, SplitPolicy, SplitReason
+from services.decode.remote import AttemptFailed, RemotePrefill, RemotePrefiller
+
+logger = logging.getLogger(__name__)
+
+PREFILL_FAILED = "PREFILL_FAILED"
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A job as it was decided on, and what came of the prefill workers tried so far."""
+
+    job: Job
+    arrived_s: float
+    matched_tokens: int
+    decision: SplitDecision
+    failed_attempts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Delivered:
+    worker_id: str
+    prefill: RemotePrefill
+
+
+class DecodeWorker:
+    """Runs generations on one engine with the help of prefill workers."""
+
+    def __init__(
+        self, worker_id: str, engine: Engine, policy: SplitPolicy, remote: RemotePrefiller
+    ) -> None:
+        self._worker_id = worker_id
+        self._engine = engine
+        self._policy = policy
+        self._remote = remote
+
+    async def run(self, job: Job) -> AsyncGenerator[DecodeUpdate, None]:
+        """Yields PromptReady once, then the tokens. Closing it stops the work and frees its KV.
+
+        Raises OverloadedError (KV_POOL_FULL) when there is no room here, UnavailableError
+        (PREFILL_FAILED) when nobody could compute the prompt, and what the engine raises.
+        """
+        start = self._start(job)
+        async with AsyncExitStack() as held:
+            delivered = await self._prefill_remotely(held, start)
+            if delivered is not None:
+                yield _remote_ready(start, delivered)
+                # Taken over in the first step of the iteration, which follows without a pause.
+                delivered.prefill.is_taken = True
+            else:
+                self._check_local(start)
+            admitted_s = time.monotonic()
+            events = self._generate(job, delivered)
+            async with aclosing(events):
+                async for event in events:
+                    if delivered is None and event.prefilled is not None:
+                        yield self._local_ready(start, admitted_s, event.prefilled)
+                    yield event
+
+    def _start(self, job: Job) -> _Start:
+        arrived_s = time.monotonic()
+        matched_tokens = self._engine.match(job.request)
+        decision = self._policy.decide(
+            len(job.request.input_ids),
+            matched_tokens,
+            [candidate.queue_length for candidate in job.candidates],
+        )
+        return _Start(job, arrived_s, matched_tokens, decision)
+
+    async def _prefill_remotely(self, held: AsyncExitStack, start: _Start) -> _Delivered | None:
+        """Tries the decision's prefill workers in order; returns None when none delivered."""
+        job = start.job
+        for index in start.decision.candidates:
+            worker = job.candidates[index].worker
+            left_s = job.time_left_s()
+            if left_s is not None and left_s <= 0:
+                raise DeadlineError("the request's deadline passed")
+            try:
+                prefill = await held.enter_async_context(self._remote.prefill(job, worker))
+            except AttemptFailed as failed:
+                logger.info(
+                    "prefill attempt failed request_id=%s: %s", job.request.request_id, failed
+                )
+                start.failed_attempts.append(f"{failed.worker_id}: {failed.reason}")
+            else:
+                return _Delivered(worker.worker_id, prefill)
+        return None
+
+    def _generate(self, job: Job, delivered: _Delivered | None) -> AsyncGenerator[TokenEvent, None]:
+        if delivered is None:
+            events = self._engine.generate(job.request)
+        else:
+            prefill = delivered.prefill
+            events = self._engine.generate(job.request, prefill.reservation, prefill.prefilled)
+        # The protocol says that closing the iterator frees, so it has `aclose`.
+        return cast("AsyncGenerator[TokenEvent, None]", events)
+
+    def _check_local(self, start: _Start) -> None:
+        if not self._engine.capabilities.prefills_locally:
+            raise UnavailableError(
+                "no prefill worker computed the prompt and this engine cannot: "
+                + (", ".join(start.failed_attempts) or start.decision.reason),
+                reason=PREFILL_FAILED,
+            )
+
+    def _local_ready(self, start: _Start, admitted_s: float, prefilled: Prefilled) -> PromptReady:
+        return PromptReady(
+            decision=start.decision,
+            reason=_local_reason(start),
+            prefill_worker_id=self._worker_id,
+            matched_tokens=start.matched_tokens,
+            cached_tokens=prefilled.cached_tokens,
+            local_cached_tokens=prefilled.cached_tokens,
+            receipt=None,
+            decode_admit_s=admitted_s - start.arrived_s,
+            prefill_queue_s=prefilled.queue_s,
+            prefill_compute_s=prefilled.compute_s,
+            kv_transfer_s=0.0,
+            failed_attempts=tuple(start.failed_attempts),
+        )
+
+
+def _remote_ready(start: _Start, delivered: _Delivered) -> PromptReady:
+    prefill = delivered.prefill
+    prefilled = prefill.prefilled
+    total_s = time.monotonic() - start.arrived_s
+    own_tokens = prefill.reservation.destination.cached_tokens
+    return PromptReady(
+        decision=start.decision,
+        reason=start.decision.reason,
+        prefill_worker_id=delivered.worker_id,
+        matched_tokens=start.matched_tokens,
+        # Both matched from the prompt's start, so the longer match contains the shorter one.
+        cached_tokens=max(own_tokens, prefilled.cached_tokens),
+        local_cached_tokens=own_tokens,
+        receipt=prefilled.receipt,
+        # Failed attempts before this one are part of deciding.
+        decode_admit_s=max(0.0, total_s - prefill.round_trip_s),
+        prefill_queue_s=prefilled.queue_s,
+        prefill_compute_s=prefilled.compute_s,
+        kv_transfer_s=max(0.0, prefill.round_trip_s - prefilled.queue_s - prefilled.compute_s),
+        failed_attempts=tuple(start.failed_attempts),
+    )
+
+
+def _local_reason(start: _Start) -> str:
+    """Declined and failed are different reasons: the first is load, the second is a fault."""
+    if not start.failed_attempts:
+        return start.decision.reason
+    full = SplitReason.PREFILL_QUEUE_FULL
+    declined = all(attempt.endswith(f": {full}") for attempt in start.failed_attempts)
+    return full if declined else PREFILL_FAILED

@@ -1,0 +1,54 @@
+"""A prefill worker: `python -m services.prefill.main`."""
+
+import typer
+
+from baton.state.records import WorkerRole
+from baton.worker.command import (
+    Advertise,
+    ConfigFile,
+    Host,
+    Name,
+    Port,
+    WorkerOptions,
+    run_worker,
+)
+from baton.worker.parts import WorkerParts
+from services.prefill.peers import PrefillPeers
+from services.prefill.server import PrefillServer
+from services.prefill.worker import PrefillWorker
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def serve(
+    config: ConfigFile = None,
+    host: Host = None,
+    port: Port = 0,
+    name: Name = None,
+    advertise: Advertise = None,
+) -> None:
+    """Compute prompts for the fleet's decode workers until told to stop."""
+    run_worker(
+        WorkerRole.PREFILL, WorkerOptions(config, host, port, name, advertise), build_service
+    )
+
+
+def build_service(parts: WorkerParts) -> PrefillServer:
+    """Returns the service of a prefill worker, wired."""
+    worker = PrefillWorker(
+        parts.worker_id,
+        parts.engine,
+        parts.telemetry,
+        parts.config.split_policy.prefill_queue_max,
+    )
+    return PrefillServer(parts, worker, PrefillPeers(parts.transport))
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

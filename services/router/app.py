@@ -1,0 +1,158 @@
+"""The router put together: everything that runs in its process, in the order it starts and ends."""
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from redis.asyncio import Redis
+
+from baton.config import Config, SplitPolicy
+from baton.rpc.link import LinkPool
+from baton.rpc.links import ADMISSION_LINK, DECODE_LINK
+from baton.rpc.server import ServiceServer
+from baton.state.background import running
+from baton.state.fleet import FleetView
+from baton.state.index_reader import IndexReader
+from baton.state.prefix_index import PrefixIndex
+from baton.state.records import WorkerRecord, WorkerRole, new_incarnation
+from baton.state.registry import Registration
+from baton.telemetry.names import STATE_AGE
+from baton.telemetry.providers import Telemetry
+from baton.v1 import router_pb2_grpc
+from services.router.candidates import Candidates
+from services.router.credits import InFlightCredits, Suspects
+from services.router.dispatch import Dispatcher
+from services.router.fleet_messages import LONGEST_AGE_S
+from services.router.metrics import RouterMetrics
+from services.router.model import ServedModel
+from services.router.permits import PermitClient
+from services.router.pipeline import Pipeline
+from services.router.policy import RoundRobinPolicy, RoutingPolicy, ScoreWeights, WeightedPolicy
+from services.router.server import SERVICE, RouterServer
+
+logger = logging.getLogger(__name__)
+
+DRAIN_GRACE_S = 10.0
+SUSPECT_S = 3.0
+"""A worker that failed a request is avoided this long: its lease may outlive it by as much."""
+
+LINK_CHECK_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a process listens and how others find it; empty fields take what the host offers."""
+
+    host: str
+    port: int
+    name: str = ""
+    advertise: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RouterApp:
+    """A running router."""
+
+    address: str
+    registration: Registration
+    fleet: FleetView
+    index: PrefixIndex
+    permits: PermitClient
+    credits: InFlightCredits
+    metrics: RouterMetrics
+
+
+def make_policy(split: SplitPolicy, min_cache_hit_ratio: float) -> RoutingPolicy:
+    """Returns the configured policy."""
+    if split.policy == "round_robin":
+        return RoundRobinPolicy()
+    weights = ScoreWeights(
+        prefix_cache=split.prefix_cache_weight,
+        queue_length=split.queue_length_weight,
+        decode_load=split.decode_load_weight,
+        min_cache_hit_ratio=min_cache_hit_ratio,
+        enable_hotspot_prevention=split.enable_hotspot_prevention,
+    )
+    # Ties must fall differently on each router, so the seed is the operating system's.
+    return WeightedPolicy(weights, random.Random())  # noqa: S311 - not for secrets
+
+
+@asynccontextmanager
+async def running_router(
+    config: Config, listening: Listening, model: ServedModel, redis: Redis, telemetry: Telemetry
+) -> AsyncIterator[RouterApp]:
+    """Runs a router; leaving takes it out of the registry, drains it and stops it.
+
+    Raises StartupError when the port is taken or the registry cannot be read.
+    """
+    fleet, index = FleetView(redis), PrefixIndex()
+    credits, suspects = InFlightCredits(), Suspects(SUSPECT_S)
+    candidates = Candidates(fleet, index, credits, suspects, model)
+    admission_links: LinkPool[Any, Any] = LinkPool(ADMISSION_LINK)
+    decode_links: LinkPool[Any, Any] = LinkPool(DECODE_LINK)
+    permits = PermitClient(fleet, admission_links)
+    metrics = RouterMetrics(telemetry, model.name)
+    dispatcher = Dispatcher(
+        candidates=candidates,
+        policy=make_policy(config.split_policy, config.cache.min_cache_hit_ratio),
+        links=decode_links,
+        credits=credits,
+        suspects=suspects,
+        telemetry=telemetry,
+        offload_above_tokens=config.split_policy.prompt_length_threshold,
+    )
+    pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
+    telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
+    server = ServiceServer(listening.host, listening.port, [SERVICE])
+    servicer = RouterServer(pipeline, fleet, candidates, model, metrics)
+    router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server.grpc)
+    async with AsyncExitStack() as stack:
+        for links in (admission_links, decode_links):
+            stack.push_async_callback(links.close)
+            await stack.enter_async_context(running(_close_idle(links)))
+        await stack.enter_async_context(running(fleet.run()))
+        await stack.enter_async_context(running(IndexReader(redis, fleet, index).run()))
+        await fleet.wait_synced()
+        await server.start()
+        stack.push_async_callback(server.drain, DRAIN_GRACE_S)
+        address = listening.advertise or server.address
+        registration = Registration(redis, _record(listening, address, model.name))
+        await stack.enter_async_context(registration)
+        await stack.enter_async_context(running(_watch(fleet, candidates, server)))
+        yield RouterApp(address, registration, fleet, index, permits, credits, metrics)
+
+
+async def _watch(fleet: FleetView, candidates: Candidates, server: ServiceServer) -> None:
+    """Says whether requests can be served, at each change of the fleet."""
+    generation, was_ready = fleet.generation - 1, None  # the first look comes at once
+    while True:
+        generation = await fleet.wait_change(generation)
+        candidates.warn_misfits()
+        is_ready = candidates.has_decode
+        if is_ready is not was_ready:
+            await server.set_ready(is_ready)
+            logger.info("router ready=%s address=%s", is_ready, server.address)
+        was_ready = is_ready
+
+
+async def _close_idle(links: "LinkPool[Any, Any]") -> None:
+    while True:
+        await asyncio.sleep(LINK_CHECK_S)
+        await links.close_idle()
+
+
+def _record(listening: Listening, address: str, model: str) -> WorkerRecord:
+    return WorkerRecord(
+        worker_id=listening.name or f"router-{socket.gethostname()}-{address.rpartition(':')[2]}",
+        incarnation=new_incarnation(),
+        role=WorkerRole.ROUTER,
+        address=address,
+        started_at_s=time.time(),
+        model=model,
+    )

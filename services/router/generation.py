@@ -1,0 +1,80 @@
+"""One generation over all the decode workers that it takes."""
+
+import time
+from dataclasses import dataclass, field, replace
+
+from baton.errors import BatonError
+from baton.requests import FinishReason, Priority, SamplingParams
+from baton.rpc.sampling import sampling_message
+from baton.v1 import decode_link_pb2, types_pb2
+from services.router.policy import Decision
+
+
+@dataclass(slots=True)
+class Generation:
+    """What to generate and how far it got. Times are at the monotonic clock, in seconds.
+
+    `hashes` are those of the prompt's blocks. `tokens` were received, in order, from whichever
+    worker; a next worker goes on after them. `failed` are the incarnations that could not go on,
+    `lost_workers` of them broken and not just full.
+    """
+
+    request_id: str
+    input_ids: tuple[int, ...]
+    sampling: SamplingParams
+    priority: Priority
+    cache_salt: str
+    eos_ids: frozenset[int]
+    deadline_s: float | None
+    traceparent: str
+    hashes: list[int]
+    tokens: list[int] = field(default_factory=list)
+    failed: dict[str, BatonError] = field(default_factory=dict)
+    lost_workers: int = 0
+    migrations: int = 0
+    decision: Decision | None = None
+    sent_s: float = 0.0
+
+    def time_left_s(self) -> float | None:
+        """Returns what is left of the deadline, or None without one."""
+        return None if self.deadline_s is None else self.deadline_s - time.monotonic()
+
+    @property
+    def context_ids(self) -> tuple[int, ...]:
+        """The prompt and what was generated so far."""
+        return (*self.input_ids, *self.tokens)
+
+    def finish_reason(self) -> FinishReason | None:
+        """Returns why the tokens so far are all, if they are.
+
+        Needed when a worker is lost between its last token and its word that it was the last.
+        """
+        if not self.tokens:
+            return None
+        sampling = self.sampling
+        ends = set(sampling.stop_token_ids) | (set() if sampling.ignore_eos else self.eos_ids)
+        if self.tokens[-1] in ends:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if len(self.tokens) >= sampling.max_tokens else None
+
+    def start(self, decision: Decision) -> decode_link_pb2.DecodeStart:
+        """Returns the frame that asks the chosen worker for the rest."""
+        left = replace(self.sampling, max_tokens=self.sampling.max_tokens - len(self.tokens))
+        return decode_link_pb2.DecodeStart(
+            request_id=self.request_id,
+            input_ids=self.context_ids,
+            sampling_params=sampling_message(left),
+            priority=types_pb2.Priority.ValueType(self.priority),
+            cache_salt=self.cache_salt,
+            prefill_candidates=[
+                decode_link_pb2.PrefillCandidate(
+                    worker_id=view.worker_id,
+                    incarnation=view.incarnation,
+                    address=view.address,
+                    queue_length=view.queue_length,
+                    cached_tokens=view.cached_tokens,
+                )
+                for view in decision.prefill_candidates
+            ],
+            resumed_tokens=len(self.tokens),
+        )

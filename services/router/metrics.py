@@ -1,0 +1,140 @@
+"""What the router counts and logs about each request, once, at its end."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from baton.errors import BatonError
+from baton.telemetry import names
+from baton.telemetry.providers import Telemetry
+from baton.v1 import types_pb2
+from services.router.answer import Answer, Figures
+from services.router.generation import Generation
+
+logger = logging.getLogger(__name__)
+
+CANCELLED = "CANCELLED"
+BUG = "INTERNAL"
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request, filled in as it goes. `error_type` is empty when it ended well."""
+
+    operation: str
+    arrived_s: float
+    request_id: str = ""
+    priority: str = ""
+    verdict: str = ""
+    generation: Generation | None = None
+    answer: Answer | None = None
+    figures: Figures | None = None
+    error_type: str = ""
+
+
+class RouterMetrics:
+    """The router's meters. Attributes are few and bounded: never a request's or a tenant's name."""
+
+    def __init__(
+        self, telemetry: Telemetry, model: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._model = model
+        self._clock = clock
+        self._ttft = telemetry.histogram(names.TTFT)
+        self._tpot = telemetry.histogram(names.TPOT)
+        self._duration = telemetry.histogram(names.DURATION)
+        self._requests = telemetry.counter(names.REQUESTS)
+        self._prefills = telemetry.counter(names.PREFILLS)
+        self._cached_tokens = telemetry.counter(names.CACHED_TOKENS)
+        self._kv_bytes = telemetry.counter(names.KV_BYTES)
+        self._migrations = telemetry.counter(names.MIGRATIONS)
+        self.active = 0
+
+    @contextmanager
+    def request(self, operation: str) -> Iterator[RequestRecord]:
+        """Counts a request for the length of the block and records how it ended."""
+        record = RequestRecord(operation, self._clock(), error_type=BUG)
+        self.active += 1
+        try:
+            yield record
+            record.error_type = ""
+        except BatonError as error:
+            record.error_type = error.reason
+            raise
+        except asyncio.CancelledError:
+            record.error_type = CANCELLED
+            raise
+        finally:
+            self.active -= 1
+            self._finish(record)
+
+    def _finish(self, record: RequestRecord) -> None:
+        duration_s = self._clock() - record.arrived_s
+        common = {
+            names.ATTR_OPERATION: record.operation,
+            names.ATTR_PROVIDER: names.PROVIDER,
+            names.ATTR_REQUEST_MODEL: self._model,
+        }
+        outcome = (
+            {**common, names.ATTR_ERROR_TYPE: record.error_type} if record.error_type else common
+        )
+        self._duration.record(duration_s, outcome)
+        self._requests.add(
+            1,
+            {
+                **outcome,
+                names.ATTR_PRIORITY: record.priority,
+                names.ATTR_ADMISSION_VERDICT: record.verdict,
+            },
+        )
+        if record.generation is not None and record.generation.migrations:
+            self._migrations.add(record.generation.migrations, common)
+        if record.answer is not None:
+            self._count_prefill(record.answer, common)
+        if record.figures is not None:
+            self._ttft.record(record.figures.ttft_s, common)
+            if record.figures.tpot_s is not None:
+                self._tpot.record(record.figures.tpot_s, common)
+        self._log(record, duration_s)
+
+    def _count_prefill(self, answer: Answer, common: dict[str, str]) -> None:
+        prefilled = answer.prefilled
+        if prefilled is None:
+            return
+        self._prefills.add(
+            1,
+            {
+                **common,
+                names.ATTR_PREFILL_MODE: mode_name(prefilled.mode),
+                names.ATTR_PREFILL_REASON: prefilled.reason,
+            },
+        )
+        self._cached_tokens.add(prefilled.cached_tokens, common)
+        self._kv_bytes.add(answer.kv_bytes, common)
+
+    def _log(self, record: RequestRecord, duration_s: float) -> None:
+        generation, figures = record.generation, record.figures
+        decision = generation.decision if generation else None
+        logger.info(
+            "request %s request_id=%s priority=%s admission=%s prompt_tokens=%d tokens=%d "
+            "cached_tokens=%d decode=%s migrations=%d ttft_s=%.4f duration_s=%.4f",
+            record.error_type or "ok",
+            record.request_id,
+            record.priority,
+            record.verdict,
+            len(generation.input_ids) if generation else 0,
+            len(generation.tokens) if generation else 0,
+            record.answer.cached_tokens if record.answer else 0,
+            decision.decode.worker_id if decision else "",
+            generation.migrations if generation else 0,
+            figures.ttft_s if figures else 0.0,
+            duration_s,
+        )
+
+
+def mode_name(mode: types_pb2.PrefillMode.ValueType) -> str:
+    """Returns "local", "remote" or "unspecified"."""
+    return types_pb2.PrefillMode.Name(mode).removeprefix("PREFILL_MODE_").lower()

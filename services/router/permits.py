@@ -1,0 +1,136 @@
+"""Asking admission for a permit, and going on without one when nobody is there to ask."""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from baton.errors import BatonError, CancelledByPeerError, UnavailableError
+from baton.requests import Priority
+from baton.rpc.link import LinkCall, LinkPool
+from baton.state.fleet import FleetView
+from baton.state.records import WorkerRole
+from baton.v1 import admission_link_pb2, types_pb2
+
+logger = logging.getLogger(__name__)
+
+ANSWER_TIMEOUT_S = 2.0
+"""Admission answers at once, if only that the request waits; a silent one is taken for dead."""
+
+AdmissionCall = LinkCall[admission_link_pb2.AdmissionCommand, admission_link_pb2.AdmissionEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class PermitNeed:
+    """What a permit is asked for."""
+
+    request_id: str
+    tenant: str
+    priority: Priority
+    prompt_tokens: int
+    uncached_tokens: int
+    max_tokens: int
+    ttft_slo_s: float | None
+    tpot_slo_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldPermit:
+    """The right to run. `verdict` is "granted", "queued" or, without admission, "fail_open"."""
+
+    verdict: str
+    call: AdmissionCall | None = None
+    max_tokens: int | None = None
+    degradations: tuple[str, ...] = ()
+
+    def prefill_done(self) -> None:
+        """Tells admission that the prompt is computed."""
+        if self.call is not None:
+            done = admission_link_pb2.AdmissionPrefillDone()
+            self.call.send(admission_link_pb2.AdmissionCommand(prefill_done=done))
+
+
+class PermitClient:
+    """Holds permits for this router's requests. `failed_open` counts requests that ran without."""
+
+    def __init__(self, fleet: FleetView, links: "LinkPool[Any, Any]") -> None:
+        self._fleet = fleet
+        self._links = links
+        self.failed_open = 0
+
+    @asynccontextmanager
+    async def permit(
+        self, need: PermitNeed, deadline_s: float | None, traceparent: str
+    ) -> AsyncIterator[HeldPermit]:
+        """Holds a permit for the length of the block; `deadline_s` is at the monotonic clock.
+
+        Raises what admission raised when it rejects. Where no admission service answers, the
+        request goes on without a permit: an overload that may come is better than an outage.
+        """
+        async with AsyncExitStack() as stack:
+            yield await self._first_answer(stack, need, deadline_s, traceparent)
+
+    async def _first_answer(
+        self, stack: AsyncExitStack, need: PermitNeed, deadline_s: float | None, traceparent: str
+    ) -> HeldPermit:
+        # All routers ask the first one by id, so that one ledger knows all permits.
+        for view in self._fleet.workers(WorkerRole.ADMISSION):
+            command = admission_link_pb2.AdmissionCommand(start=_start(need))
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            link = self._links.link(view.record.address)
+            call = link.open(command, timeout_s=left_s, traceparent=traceparent)
+            try:
+                async with AsyncExitStack() as attempt:
+                    await attempt.enter_async_context(call)
+                    held = await _granted(call)
+                    await stack.enter_async_context(attempt.pop_all())
+                    return held
+            except (UnavailableError, CancelledByPeerError) as error:
+                if not _is_gone(error):
+                    raise
+                logger.warning("admission gone worker=%s: %s", view.record.worker_id, error)
+        self.failed_open += 1
+        return HeldPermit("fail_open")
+
+
+async def _granted(call: AdmissionCall) -> HeldPermit:
+    """Waits for the grant. Raises UnavailableError (PEER_SILENT) when nothing comes at first."""
+    try:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            event = await anext(call, None)
+    except TimeoutError:
+        raise UnavailableError("admission does not answer", reason="PEER_SILENT") from None
+    verdict = "granted"
+    while event is not None and event.WhichOneof("event") == "queued":
+        verdict = "queued"
+        event = await anext(call, None)
+    if event is None:
+        raise UnavailableError("admission ended the request", reason="PEER_LOST")
+    granted = event.granted
+    return HeldPermit(
+        verdict=verdict,
+        call=call,
+        max_tokens=granted.max_tokens if granted.HasField("max_tokens") else None,
+        degradations=tuple(granted.degradations),
+    )
+
+
+def _is_gone(error: BatonError) -> bool:
+    """Tells a service that is not there from one that says no."""
+    return isinstance(error, CancelledByPeerError) or error.reason in ("PEER_LOST", "PEER_SILENT")
+
+
+def _start(need: PermitNeed) -> admission_link_pb2.AdmissionStart:
+    return admission_link_pb2.AdmissionStart(
+        request_id=need.request_id,
+        tenant=need.tenant,
+        priority=types_pb2.Priority.ValueType(need.priority),
+        prompt_tokens=need.prompt_tokens,
+        uncached_tokens=need.uncached_tokens,
+        max_tokens=need.max_tokens,
+        ttft_slo_s=need.ttft_slo_s,
+        tpot_slo_s=need.tpot_slo_s,
+    )

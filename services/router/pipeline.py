@@ -1,0 +1,206 @@
+"""A request's way through the router: check, tokens, permit, placement, stream, account."""
+
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from opentelemetry.trace import Span
+
+from baton.errors import DeadlineError
+from baton.telemetry import names
+from baton.telemetry.providers import Telemetry, traceparent_of
+from baton.v1 import router_pb2
+from services.router.answer import Answer
+from services.router.candidates import Candidates
+from services.router.dispatch import Dispatcher
+from services.router.generation import Generation
+from services.router.incoming import Incoming, fitted, tokenize
+from services.router.metrics import RequestRecord, RouterMetrics, mode_name
+from services.router.model import ServedModel
+from services.router.permits import HeldPermit, PermitClient, PermitNeed
+from services.router.validation import check_request, check_tokens
+
+Write = Callable[[router_pb2.GenerateResponse], Awaitable[None]]
+"""Sends one message to the client; waits while the client does not read."""
+
+
+class Pipeline:
+    """Runs requests. Cancelling `run` cancels everything below it."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        candidates: Candidates,
+        permits: PermitClient,
+        dispatcher: Dispatcher,
+        telemetry: Telemetry,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._model = model
+        self._candidates = candidates
+        self._permits = permits
+        self._dispatcher = dispatcher
+        self._telemetry = telemetry
+        self._metrics = metrics
+
+    async def run(
+        self,
+        message: router_pb2.GenerateRequest,
+        deadline_s: float | None,
+        traceparent: str,
+        write: Write,
+    ) -> None:
+        """Answers one request; returns after its GenerateComplete was written.
+
+        `deadline_s` is at the monotonic clock. Raises a BatonError when it could not be answered.
+        """
+        operation = "chat" if message.messages else "text_completion"
+        attributes = {
+            names.ATTR_OPERATION: operation,
+            names.ATTR_PROVIDER: names.PROVIDER,
+            names.ATTR_REQUEST_MODEL: self._model.name,
+        }
+        with (
+            self._metrics.request(operation) as record,
+            self._telemetry.span(names.SPAN_REQUEST, traceparent, attributes) as span,
+        ):
+            if deadline_s is not None and deadline_s <= time.monotonic():
+                raise DeadlineError("the deadline passed before the request arrived")
+            incoming = check_request(message, self._model)
+            _describe(incoming, record, span)
+            generation = await self._tokenized(incoming, deadline_s, traceparent_of(span))
+            record.generation = generation
+            tokenized_s = time.monotonic()
+            async with self._permits.permit(
+                self._need(incoming, generation), deadline_s, generation.traceparent
+            ) as permit:
+                record.verdict = permit.verdict
+                span.set_attribute(names.ATTR_ADMISSION_VERDICT, permit.verdict)
+                measured_s = {
+                    "tokenize": tokenized_s - record.arrived_s,
+                    "admission": time.monotonic() - tokenized_s,
+                }
+                _degrade(generation, permit)
+                record.answer = Answer(
+                    generation, self._model.tokenizer, record.arrived_s, measured_s, time.monotonic
+                )
+                await self._stream(record.answer, generation, permit, write)
+                await self._complete(record, permit, span, write)
+
+    async def _tokenized(
+        self, incoming: Incoming, deadline_s: float | None, traceparent: str
+    ) -> Generation:
+        input_ids = await tokenize(incoming, self._model)
+        context_length = self._candidates.context_length
+        check_tokens(incoming.prompt.field, input_ids, context_length, self._model.vocab_size)
+        room = context_length - len(input_ids)
+        return Generation(
+            request_id=incoming.request_id,
+            input_ids=tuple(input_ids),
+            sampling=fitted(incoming.sampling, room, self._model.vocab_size),
+            priority=incoming.priority,
+            cache_salt=incoming.cache_salt,
+            eos_ids=self._model.eos_ids,
+            deadline_s=deadline_s,
+            traceparent=traceparent,
+            hashes=self._candidates.hashes(input_ids, incoming.cache_salt),
+        )
+
+    def _need(self, incoming: Incoming, generation: Generation) -> PermitNeed:
+        cached = self._candidates.cached_tokens(generation.hashes)
+        prompt_tokens = len(generation.input_ids)
+        return PermitNeed(
+            request_id=incoming.request_id,
+            tenant=incoming.tenant,
+            priority=incoming.priority,
+            prompt_tokens=prompt_tokens,
+            uncached_tokens=prompt_tokens - max(cached.values(), default=0),
+            max_tokens=generation.sampling.max_tokens,
+            ttft_slo_s=incoming.ttft_slo_s,
+            tpot_slo_s=incoming.tpot_slo_s,
+        )
+
+    async def _stream(
+        self, answer: Answer, generation: Generation, permit: HeldPermit, write: Write
+    ) -> None:
+        # An async generator: closing it cancels the request on the decode worker.
+        async with aclosing(self._dispatcher.stream(generation)) as events:
+            async for event in events:
+                kind = event.WhichOneof("event")
+                if kind == "prefilled":
+                    permit.prefill_done()
+                    answer.note_prefilled(event.prefilled)
+                elif kind == "tokens":
+                    await _write_chunk(answer, answer.take(event.tokens), write)
+                    if answer.finish_reason is not None:
+                        return
+                elif kind == "finished":
+                    held_back = answer.finish(event.finished.finish_reason)
+                    if held_back:
+                        chunk = router_pb2.GenerateChunk(text=held_back)
+                        await _write_chunk(answer, chunk, write)
+                    return
+
+    async def _complete(
+        self, record: RequestRecord, permit: HeldPermit, span: Span, write: Write
+    ) -> None:
+        answer = record.answer
+        assert answer is not None
+        record.figures = answer.figures()
+        _account(record, span)
+        complete = answer.complete(self._model.name, record.figures, permit.degradations)
+        await write(router_pb2.GenerateResponse(complete=complete))
+
+
+async def _write_chunk(answer: Answer, chunk: router_pb2.GenerateChunk, write: Write) -> None:
+    await write(router_pb2.GenerateResponse(chunk=chunk))
+    answer.wrote_chunk()
+
+
+def _degrade(generation: Generation, permit: HeldPermit) -> None:
+    if permit.max_tokens is not None:
+        limit = min(permit.max_tokens, generation.sampling.max_tokens)
+        generation.sampling = replace(generation.sampling, max_tokens=limit)
+
+
+def _describe(incoming: Incoming, record: RequestRecord, span: Span) -> None:
+    record.request_id = incoming.request_id
+    record.priority = incoming.priority.name.lower()
+    span.set_attributes(
+        {
+            names.ATTR_REQUEST_ID: incoming.request_id,
+            names.ATTR_PRIORITY: record.priority,
+            names.ATTR_TENANT: incoming.tenant,
+            names.ATTR_MAX_TOKENS: incoming.sampling.max_tokens,
+        }
+    )
+
+
+def _account(record: RequestRecord, span: Span) -> None:
+    generation, answer, figures = record.generation, record.answer, record.figures
+    assert generation is not None
+    assert answer is not None
+    assert figures is not None
+    assert generation.decision is not None
+    assert answer.finish_reason is not None
+    span.set_attributes(
+        {
+            names.ATTR_INPUT_TOKENS: len(generation.input_ids),
+            names.ATTR_OUTPUT_TOKENS: len(generation.tokens),
+            names.ATTR_CACHED_TOKENS: answer.cached_tokens,
+            names.ATTR_FINISH_REASONS: [answer.finish_reason.name.lower()],
+            names.ATTR_DECODE_WORKER: generation.decision.decode.worker_id,
+            names.ATTR_KV_BYTES: answer.kv_bytes,
+            names.ATTR_MIGRATIONS: generation.migrations,
+            names.ATTR_TTFT_S: figures.ttft_s,
+        }
+    )
+    for part, nanoseconds in figures.parts_ns.items():
+        span.set_attribute(f"{names.TTFT_PART_PREFIX}{part}_s", nanoseconds / 1e9)
+    if figures.tpot_s is not None:
+        span.set_attribute(names.ATTR_TPOT_S, figures.tpot_s)
+    if answer.prefilled is not None:
+        span.set_attribute(names.ATTR_PREFILL_WORKER, answer.prefilled.prefill_worker_id)
+        span.set_attribute(names.ATTR_PREFILL_MODE, mode_name(answer.prefilled.mode))
+        span.set_attribute(names.ATTR_PREFILL_REASON, answer.prefilled.reason)

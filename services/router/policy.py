@@ -1,0 +1,219 @@
+"""Which workers a request goes to. Pure: views of the workers in, a decision out.
+
+What a view says about caches comes from an index that may be behind: a wrong entry costs a miss,
+never a wrong answer.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+STALE_AFTER_S = 3.0
+"""Figures older than this say nothing about a worker's load. Seconds."""
+
+MAX_PREFILL_CANDIDATES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillView:
+    """A prefill worker as a router sees it.
+
+    `queue_length` counts the prompts waiting or being computed there and the router's own
+    dispatches that its figures do not show yet. `is_suspect` is true for a short time after a
+    request failed there.
+    """
+
+    worker_id: str
+    incarnation: str
+    address: str
+    queue_length: int = 0
+    cached_tokens: int = 0
+    stats_age_s: float = 0.0
+    is_draining: bool = False
+    is_suspect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeView:
+    """A decode worker as a router sees it.
+
+    `queue_length` counts the prompts waiting or being computed there, `decode_load` its running
+    generations, both with the router's own dispatches that its figures do not show yet.
+    """
+
+    worker_id: str
+    incarnation: str
+    address: str
+    queue_length: int = 0
+    decode_load: int = 0
+    cached_tokens: int = 0
+    stats_age_s: float = 0.0
+    is_draining: bool = False
+    is_suspect: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RouteRequest:
+    """What placing a request depends on."""
+
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Why a worker stood where it did: `total` is `prefix` - `queue` - `load`, in points."""
+
+    worker_id: str
+    prefix: float = 0.0
+    queue: float = 0.0
+    load: float = 0.0
+    is_hotspot: bool = False
+
+    @property
+    def total(self) -> float:
+        """The points by which workers are compared."""
+        return self.prefix - self.queue - self.load
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The decode worker, prefill workers to try (best first), and the scores that led here."""
+
+    decode: DecodeView
+    prefill_candidates: tuple[PrefillView, ...]
+    policy: str
+    decode_scores: tuple[Score, ...] = ()
+    prefill_scores: tuple[Score, ...] = ()
+
+
+class RoutingPolicy(Protocol):
+    """Places requests on workers."""
+
+    name: str
+
+    def choose(
+        self,
+        request: RouteRequest,
+        prefill: Sequence[PrefillView],
+        decode: Sequence[DecodeView],
+    ) -> Decision:
+        """Returns the placement; `decode` must not be empty, `prefill` may be.
+
+        Workers that drain, have stale figures or are suspect are taken only where no other is left.
+        """
+        ...
+
+
+View = TypeVar("View", PrefillView, DecodeView)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreWeights:
+    """The chapter's weights. Points for a fully cached prompt, per waiting and per running one."""
+
+    prefix_cache: float = 10.0
+    queue_length: float = 1.5
+    decode_load: float = 0.5
+    min_cache_hit_ratio: float = 0.75
+    enable_hotspot_prevention: bool = True
+
+
+class WeightedPolicy:
+    """The chapter's multi-factor score: cached share gains points, queue and load cost points.
+
+    A cached share below `min_cache_hit_ratio` gains nothing. Hotspot prevention: a holder of the
+    prefix whose queue is ahead of the least loaded worker's by more than its bonus is worth (bonus
+    over queue weight, in requests) loses the bonus altogether, so that it falls behind all workers
+    that wait less, and the prefix is computed, and from then on held, elsewhere too. Equal scores
+    are decided by the injected generator.
+    """
+
+    name = "weighted"
+
+    def __init__(self, weights: ScoreWeights, rng: random.Random) -> None:
+        self._weights = weights
+        self._rng = rng
+
+    def choose(
+        self,
+        request: RouteRequest,
+        prefill: Sequence[PrefillView],
+        decode: Sequence[DecodeView],
+    ) -> Decision:
+        """See RoutingPolicy."""
+        decodes, decode_scores = self._rank(request, usable(decode), lambda v: v.decode_load)
+        prefills, prefill_scores = self._rank(request, usable(prefill), lambda v: 0)
+        return Decision(
+            decode=decodes[0],
+            prefill_candidates=tuple(prefills[:MAX_PREFILL_CANDIDATES]),
+            policy=self.name,
+            decode_scores=decode_scores,
+            prefill_scores=prefill_scores,
+        )
+
+    def _rank(
+        self, request: RouteRequest, views: Sequence[View], load_of: Callable[[View], int]
+    ) -> tuple[list[View], tuple[Score, ...]]:
+        shortest = min((view.queue_length for view in views), default=0)
+        scored = [
+            (self._score(request, view, load_of(view), shortest), self._rng.random(), view)
+            for view in views
+        ]
+        scored.sort(key=lambda entry: (-entry[0].total, entry[1]))
+        return [view for _, _, view in scored], tuple(score for score, _, _ in scored)
+
+    def _score(self, request: RouteRequest, view: View, load: int, shortest: int) -> Score:
+        weights = self._weights
+        bonus = self._bonus(request, view)
+        lead = view.queue_length - shortest
+        is_hotspot = weights.enable_hotspot_prevention and 0 < bonus < weights.queue_length * lead
+        return Score(
+            worker_id=view.worker_id,
+            prefix=0.0 if is_hotspot else bonus,
+            queue=weights.queue_length * view.queue_length,
+            load=weights.decode_load * load,
+            is_hotspot=is_hotspot,
+        )
+
+    def _bonus(self, request: RouteRequest, view: PrefillView | DecodeView) -> float:
+        hit_ratio = min(view.cached_tokens / max(request.prompt_tokens, 1), 1.0)
+        if hit_ratio < self._weights.min_cache_hit_ratio:
+            return 0.0
+        return self._weights.prefix_cache * hit_ratio
+
+
+class RoundRobinPolicy:
+    """Each worker in turn, whatever it holds or does: the baseline to compare with."""
+
+    name = "round_robin"
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def choose(
+        self,
+        request: RouteRequest,
+        prefill: Sequence[PrefillView],
+        decode: Sequence[DecodeView],
+    ) -> Decision:
+        """See RoutingPolicy; views are expected in a stable order."""
+        turn, self._turn = self._turn, self._turn + 1
+        decodes, prefills = usable(decode), usable(prefill)
+        start = turn % len(prefills) if prefills else 0
+        rotated = [*prefills[start:], *prefills[:start]]
+        return Decision(
+            decode=decodes[turn % len(decodes)],
+            prefill_candidates=tuple(rotated[:MAX_PREFILL_CANDIDATES]),
+            policy=self.name,
+        )
+
+
+def usable(views: Sequence[View]) -> Sequence[View]:
+    """Returns the healthy workers; without any the doubtful ones, and draining ones at the last."""
+    healthy = [view for view in views if _is_healthy(view)]
+    return healthy or [view for view in views if not view.is_draining] or views
+
+
+def _is_healthy(view: PrefillView | DecodeView) -> bool:
+    return not (view.is_draining or view.is_suspect or view.stats_age_s > STALE_AFTER_S)

@@ -1,0 +1,89 @@
+"""RouterService: RPCs to the pipeline, the fleet to messages."""
+
+import time
+from typing import Any
+
+import grpc
+
+from baton.rpc.server import statuses
+from baton.state.fleet import FleetView
+from baton.state.records import WorkerRole
+from baton.v1 import router_pb2, router_pb2_grpc
+from services.router.candidates import Candidates
+from services.router.fleet_messages import age_message, worker_message
+from services.router.metrics import RouterMetrics
+from services.router.model import ServedModel
+from services.router.pipeline import Pipeline
+
+SERVICE = "baton.v1.RouterService"
+TRACEPARENT = "traceparent"
+
+
+class RouterServer(router_pb2_grpc.RouterServiceServicer):
+    """Serves clients."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        fleet: FleetView,
+        candidates: Candidates,
+        model: ServedModel,
+        metrics: RouterMetrics,
+    ) -> None:
+        self._pipeline = pipeline
+        self._fleet = fleet
+        self._candidates = candidates
+        self._model = model
+        self._metrics = metrics
+
+    # The read-write form of grpc.aio, in which a slow client makes `write` wait.
+    async def Generate(  # type: ignore[override]
+        self,
+        request: router_pb2.GenerateRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        """Streams the answer to one prompt."""
+        async with statuses(context):
+            left_s = context.time_remaining()
+            deadline_s = None if left_s is None else time.monotonic() + left_s
+            await self._pipeline.run(request, deadline_s, _traceparent(context), context.write)
+
+    async def ListModels(
+        self,
+        request: router_pb2.ListModelsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> router_pb2.ListModelsResponse:
+        """Lists the model while a worker serves it."""
+        if not self._candidates.has_decode:
+            return router_pb2.ListModelsResponse()
+        model = router_pb2.Model(
+            name=self._model.name,
+            context_length=self._candidates.context_length,
+            block_size=self._candidates.block_size,
+        )
+        return router_pb2.ListModelsResponse(models=[model])
+
+    async def GetFleet(
+        self,
+        request: router_pb2.GetFleetRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> router_pb2.GetFleetResponse:
+        """Shows the workers as this router sees them."""
+        views = [
+            *self._fleet.workers(WorkerRole.PREFILL),
+            *self._fleet.workers(WorkerRole.DECODE),
+        ]
+        return router_pb2.GetFleetResponse(
+            workers=[
+                worker_message(view) for view in sorted(views, key=lambda it: it.record.worker_id)
+            ],
+            state_age=age_message(self._fleet.age_s),
+            active_requests=self._metrics.active,
+        )
+
+
+def _traceparent(context: grpc.aio.ServicerContext[Any, Any]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == TRACEPARENT:
+            return value if isinstance(value, str) else value.decode(errors="replace")
+    return ""

@@ -1,0 +1,63 @@
+"""The router and admission as processes: one clear line when they cannot start, a clean end."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+
+import pytest
+
+SERVICES = ["services.router.main", "services.admission.main"]
+
+
+async def start(module: str, redis_url: str, *arguments: str) -> Process:
+    env = {**os.environ, "REDIS_URL": redis_url}
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", module, *arguments, env=env, stdout=PIPE, stderr=PIPE
+    )
+
+
+async def refusal_of(process: Process) -> str:
+    """Returns what a process that must not start printed; asserts its exit code."""
+    _, errors = await asyncio.wait_for(process.communicate(), 30)
+    assert process.returncode == 2
+    assert b"Traceback" not in errors
+    # Loggers, gRPC's own among them, may have written before.
+    line = errors.decode().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("module", SERVICES)
+async def test_without_redis_it_refuses_to_start(module: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
+    line = await refusal_of(await start(module, url, "--port", "0"))
+    assert url in line
+    assert "REDIS_URL" in line
+
+
+async def test_taken_port_and_bad_settings_are_told_in_one_line(redis_url: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        line = await refusal_of(await start(SERVICES[0], redis_url, "--port", port))
+    assert port in line
+    line = await refusal_of(await start(SERVICES[0], ""))
+    assert "Redis" in line
+
+
+@pytest.mark.parametrize("module", SERVICES)
+async def test_signal_ends_it_well(module: str, redis_url: str) -> None:
+    process = await start(module, redis_url, "--port", "0", "--name", "it")
+    assert process.stderr is not None
+    async with asyncio.timeout(30):
+        while b"listening address=127.0.0.1:" not in await process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGTERM)
+        await process.communicate()
+    assert process.returncode == 0
