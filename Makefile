@@ -50,7 +50,16 @@ e2e-compose: setup ## Run the docker compose stack end to end
 ##@ Check
 
 .PHONY: check
-check: lint type imports buf proto-check docs-check ## Everything but the tests
+check: lint type imports buf proto-check docs-check containers ## Everything but the tests
+
+.PHONY: containers
+containers: setup ## Check Dockerfiles, compose files and shell scripts
+	$(BIN)/hadolint services/*/Dockerfile
+	$(BIN)/shellcheck -x tools/*.sh tools/container_host/*.sh .ci/run
+	@if docker compose version >/dev/null 2>&1; then \
+	  docker compose config -q && \
+	  docker compose -f docker-compose.yml -f deploy/compose.shared-memory.yaml config -q; \
+	else echo "docker compose is not here: compose files are checked by tests/unit/test_compose.py only"; fi
 
 .PHONY: fmt
 fmt: setup ## Format and fix what can be fixed

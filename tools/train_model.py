@@ -189,17 +189,23 @@ def _report(
             losses = [float(model(input_ids=row[None], labels=row[None]).loss) for row in rows]
             console.print(f"held-out loss at {context}: {sum(losses) / len(losses):.3f}")
     console.print(f"training loss: {train_loss:.3f}")
+    generator = torch.Generator().manual_seed(SEED)
     for prompt in PROMPTS:
         for temperature in (0.0, 0.7):
-            answer = _answer(model, tokenizer, prompt, temperature)
+            answer = _answer(model, tokenizer, prompt, temperature, generator)
             console.print(f"[{temperature}] {prompt} -> {answer!r}", markup=False)
 
 
-def _answer(model: LlamaForCausalLM, tokenizer: Tokenizer, prompt: str, temperature: float) -> str:
+def _answer(
+    model: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    prompt: str,
+    temperature: float,
+    generator: torch.Generator,
+) -> str:
     """Returns what the model says to a chat of one turn; temperature 0 is greedy."""
     prompt_ids = tokenizer.encode(f"<|user|>{prompt}<|endoftext|><|assistant|>").ids
     token_ids = list(prompt_ids)
-    generator = torch.Generator().manual_seed(SEED)
     while len(token_ids) < len(prompt_ids) + ANSWER_TOKENS:
         logits = model(input_ids=torch.tensor([token_ids])).logits[0, -1]
         token_ids.append(_pick(logits, temperature, generator))

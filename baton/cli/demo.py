@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pydoc_data.topics import topics
 
-import psutil
 import typer
 
 from baton.cli.common import reporting, run_until_signal
@@ -38,6 +37,8 @@ def demo() -> None:
     began_s = time.monotonic()
     with reporting():
         run_until_signal(_demo())
+        import psutil  # of the `local` extra: images hold the command line without it
+
         left = psutil.Process().children(recursive=True)
         if left:
             raise StartupError(f"left running: {', '.join(str(child.pid) for child in left)}")

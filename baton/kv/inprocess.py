@@ -9,11 +9,10 @@ import ctypes
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from baton.blocks import blocks_digest
 from baton.errors import PreconditionError, TransferError
-from baton.kv.notices import ChunkNotice, PoolMetadata, decode_notice, encode_notice
+from baton.kv.notices import PoolMetadata
 from baton.kv.transfer import PoolMemory
 from baton.kv.wire import ReceivedNotice
 from baton.kv.wired import DEFAULT_TIMEOUT_S, WiredTransport
@@ -30,8 +29,6 @@ class Faults:
     """Writes that fail before a byte moved."""
     partial_writes: int = 0
     """Writes that fail after half of their blocks moved."""
-    misdirected_writes: int = 0
-    """Writes that go to the blocks next to their targets, which their notices admit."""
     hanging_writes: int = 0
     """Writes that neither end nor fail until `release_hanging`."""
     dropped_notices: int = 0
@@ -39,7 +36,7 @@ class Faults:
     doubled_notices: int = 0
     """Notices that arrive twice."""
     delay_s: float = 0.0
-    """Time from posting until a write's bytes and notice arrive."""
+    """Time from posting until a write's bytes arrive."""
     forged_writer: str = ""
     """If set, notices arrive under this agent's name."""
     held: threading.Event = field(default_factory=threading.Event)
@@ -156,21 +153,13 @@ class InProcessWire:
     def disconnect(self, agent: str) -> None:
         """Nothing is held for a peer."""
 
-    def write(
-        self, agent: str, sources: Sequence[int], targets: Sequence[int], notice: bytes
-    ) -> _Write:
+    def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> _Write:
         """Posts a write."""
         self._fabric.port(self._agent, agent)
         faults = self._fabric.faults_towards(agent)
-        if faults.uses("misdirected_writes"):
-            targets, notice = self._misdirect(agent, targets, notice)
         held = faults.held if faults.uses("hanging_writes") else None
-
-        def happen() -> None:
-            self._copy(agent, sources, targets)
-            self.notify(agent, notice)
-
-        return _Write(happen, time.monotonic() + faults.delay_s, held)
+        due_s = time.monotonic() + faults.delay_s
+        return _Write(lambda: self._copy(agent, sources, targets), due_s, held)
 
     def notify(self, agent: str, notice: bytes) -> None:
         """Puts a notice into the peer's letter box."""
@@ -191,15 +180,6 @@ class InProcessWire:
             notices = list(self._port.inbox)
             self._port.inbox.clear()
         return notices
-
-    def _misdirect(
-        self, agent: str, targets: Sequence[int], notice: bytes
-    ) -> tuple[Sequence[int], bytes]:
-        count = self._fabric.port(self._agent, agent).memory.block_count
-        others = [(target + 1) % count for target in targets]
-        honest = decode_notice(notice)
-        assert isinstance(honest, ChunkNotice)
-        return others, encode_notice(replace(honest, digest=blocks_digest(others)))
 
     def _copy(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> None:
         assert self._port is not None

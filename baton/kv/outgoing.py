@@ -2,7 +2,9 @@
 
 `OutgoingWrites` lives on the mover's thread; `WiredOutgoing` is its handle for everybody else.
 A push is cut into writes of at most WRITE_BYTES, of which WRITES_UNDER_WAY are posted at a time,
-so that an abort waits for a few milliseconds of copying and not for a whole prompt.
+so that an abort waits for a few milliseconds of copying and not for a whole prompt. Its notice
+follows once all its writes ended: one a push and not one a write, because between processes a
+notice costs as much as copying a megabyte.
 """
 
 import logging
@@ -20,10 +22,10 @@ from baton.kv.wire import Wire, WireWrite
 
 logger = logging.getLogger(__name__)
 
-WRITE_BYTES = 4 << 20
+WRITE_BYTES = 16 << 20
 """Most bytes of one write: large enough for full speed, small enough to abort between two."""
 
-WRITES_UNDER_WAY = 8
+WRITES_UNDER_WAY = 4
 """Most writes of one transfer posted at a time."""
 
 
@@ -44,15 +46,26 @@ class Peer:
             self.failure = TransferError(f"peer {agent} was lost: {why}", reason="PEER_LOST")
 
 
-class _Span(NamedTuple):
+@dataclass(slots=True, eq=False)
+class _Push:
     """Source blocks on their way to the destination's blocks from `offset` on."""
 
     sources: tuple[int, ...]
     offset: int
+    unwritten: int
+
+
+class _Piece(NamedTuple):
+    """The blocks `start` to `end` of a push: one write."""
+
+    push: _Push
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Posted:
+    piece: _Piece
     write: WireWrite
     deadline_s: float
 
@@ -66,9 +79,9 @@ class OutgoingWrites:
         self._peer = peer
         self._destination = destination
         self._timeout_s = timeout_s
-        self._queued: deque[_Span] = deque()
+        self._queued: deque[_Piece] = deque()
         self._posted: deque[_Posted] = deque()
-        self._written: list[_Span] = []
+        self._written: list[_Push] = []
         self._failure: TransferError | None = None
         self._is_stuck = False
         self._busy_s = 0.0
@@ -83,10 +96,11 @@ class OutgoingWrites:
         return not (self._queued or self._posted or self._receipt or self._aborted)
 
     def push(self, sources: tuple[int, ...], offset: int) -> None:
-        """Queues blocks as spans of at most WRITE_BYTES."""
+        """Queues blocks in pieces of at most WRITE_BYTES."""
+        push = _Push(sources, offset, len(sources))
         step = max(1, WRITE_BYTES // max(1, self._peer.metadata.memory.block_bytes))
         for start in range(0, len(sources), step):
-            self._queued.append(_Span(sources[start : start + step], offset + start))
+            self._queued.append(_Piece(push, start, min(start + step, len(sources))))
 
     def finish(self, tokens: int, receipt: Future[KvReceipt]) -> None:
         """Asks for the receipt, which `advance` gives once all writes ended."""
@@ -128,52 +142,65 @@ class OutgoingWrites:
     def _reap(self) -> None:
         for _ in range(len(self._posted)):
             posted = self._posted.popleft()
-            if not self._has_ended(posted):
-                self._posted.append(posted)
-                continue
+            try:
+                if not self._has_ended(posted):
+                    self._posted.append(posted)
+                    continue
+            except TransferError as error:
+                self._lose_peer(error)
             self._peer.writes_under_way -= 1
             posted.write.release()
 
     def _has_ended(self, posted: _Posted) -> bool:
-        try:
-            if posted.write.is_done():
-                return True
-        except TransferError as error:
-            self._fail(error)
-            self._peer.lose(error.message)
+        """Tells whether a write ended. Raises TransferError if it failed or is overdue."""
+        if posted.write.is_done():
+            self._book(posted.piece)
             return True
         if time.monotonic() < posted.deadline_s:
             return False
         self._is_stuck = True
-        self._peer.lose(f"a write did not end in {self._timeout_s:g} s")
-        return True
+        raise TransferError(
+            f"a write to {self._destination.agent} did not end in {self._timeout_s:g} s",
+            reason="PEER_LOST",
+        )
 
-    def _post(self, span: _Span) -> None:
-        if self._busy_since_s is None:
-            self._busy_since_s = time.monotonic()
-        try:
-            write = self._write(span)
-        except TransferError as error:
-            self._fail(error)
-            self._peer.lose(error.message)
-            self._queued.clear()
+    def _book(self, piece: _Piece) -> None:
+        """Books a written piece and announces its push when that is complete."""
+        push = piece.push
+        push.unwritten -= piece.end - piece.start
+        if push.unwritten or self._failure is not None:
             return
-        self._written.append(span)
-        self._peer.writes_under_way += 1
-        self._posted.append(_Posted(write, time.monotonic() + self._timeout_s))
-
-    def _write(self, span: _Span) -> WireWrite:
-        targets = self._destination.block_ids[span.offset : span.offset + len(span.sources)]
+        targets = self._targets(push.offset, len(push.sources))
         notice = ChunkNotice(
             self._destination.transfer_id,
             len(self._written),
-            span.offset,
+            push.offset,
             len(targets),
             blocks_digest(targets),
         )
-        return self._wire.write(
-            self._destination.agent, span.sources, targets, encode_notice(notice)
-        )
+        self._wire.notify(self._destination.agent, encode_notice(notice))
+        self._written.append(push)
+
+    def _post(self, piece: _Piece) -> None:
+        if self._busy_since_s is None:
+            self._busy_since_s = time.monotonic()
+        push, start, end = piece
+        targets = self._targets(push.offset + start, end - start)
+        try:
+            write = self._wire.write(self._destination.agent, push.sources[start:end], targets)
+        except TransferError as error:
+            self._lose_peer(error)
+            self._queued.clear()
+            return
+        self._peer.writes_under_way += 1
+        self._posted.append(_Posted(piece, write, time.monotonic() + self._timeout_s))
+
+    def _targets(self, offset: int, count: int) -> tuple[int, ...]:
+        return self._destination.block_ids[offset : offset + count]
+
+    def _lose_peer(self, error: TransferError) -> None:
+        self._fail(error)
+        self._peer.lose(error.message)
 
     def _rest(self) -> None:
         """Nothing is under way: closes the books on busy time and answers who waits."""
@@ -205,8 +232,8 @@ class OutgoingWrites:
 
     def _make_receipt(self) -> KvReceipt:
         block_ids: list[int] = []
-        for span in sorted(self._written, key=lambda span: span.offset):
-            block_ids += self._destination.block_ids[span.offset : span.offset + len(span.sources)]
+        for push in sorted(self._written, key=lambda push: push.offset):
+            block_ids += self._targets(push.offset, len(push.sources))
         return KvReceipt(
             transfer_id=self._destination.transfer_id,
             blocks=len(block_ids),

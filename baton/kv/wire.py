@@ -23,7 +23,7 @@ class WireWrite(Protocol):
     """One posted write."""
 
     def is_done(self) -> bool:
-        """Tells whether all bytes arrived and the notice is on its way behind them.
+        """Tells whether all bytes are in the peer's pool, where a notice sent now finds them.
 
         Raises TransferError if the write failed; no byte of it is written any more then.
         """
@@ -60,14 +60,12 @@ class Wire(Protocol):
         """Forgets a peer."""
         ...
 
-    def write(
-        self, agent: str, sources: Sequence[int], targets: Sequence[int], notice: bytes
-    ) -> WireWrite:
-        """Posts one write of whole blocks with a notice behind it. Raises TransferError."""
+    def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> WireWrite:
+        """Posts one write of whole blocks. Raises TransferError."""
         ...
 
     def notify(self, agent: str, notice: bytes) -> None:
-        """Sends a notice behind all finished writes. Raises TransferError."""
+        """Sends a notice, behind all writes that are done. Raises TransferError."""
         ...
 
     def take_notices(self) -> Sequence[ReceivedNotice]:

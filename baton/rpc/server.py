@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -23,6 +25,20 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+EVERYWHERE = frozenset({"", "0.0.0.0", "::", "[::]"})  # noqa: S104  # named to be recognised
+"""Hosts that bind every interface and so are no address that a peer could call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a process listens and how others find it; empty fields take what the host offers."""
+
+    host: str
+    port: int
+    name: str = ""
+    advertise: str = ""
+
+
 class ServiceServer:
     """One listening server. Health: "" means alive; the named services mean ready for work."""
 
@@ -37,6 +53,17 @@ class ServiceServer:
     def address(self) -> str:
         """host:port, once started."""
         return f"{self.host}:{self.port}"
+
+    def advertised(self, given: str = "") -> str:
+        """Returns the address given, or the one bound; "everywhere" is no address, so the host's.
+
+        Call it once started.
+        """
+        if given:
+            return given
+        if self.host in EVERYWHERE:
+            return f"{socket.gethostname()}:{self.port}"
+        return self.address
 
     async def start(self) -> None:
         """Binds and starts; named services answer NOT_SERVING until `set_ready`.

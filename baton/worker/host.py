@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -36,8 +35,6 @@ DRAIN_GRACE_S = 10.0
 CANCEL_GRACE_S = 5.0
 """How long cancelled requests may take to free what they hold."""
 
-EVERYWHERE = ("0.0.0.0", "::", "[::]")  # noqa: S104  # compared only
-
 
 @dataclass(frozen=True, slots=True)
 class WorkerIdentity:
@@ -48,7 +45,7 @@ class WorkerIdentity:
     role: WorkerRole
     host: str
     port: int
-    advertise: str | None = None
+    advertise: str = ""
 
 
 class WorkerHost:
@@ -91,7 +88,7 @@ class WorkerHost:
         service.add_to(server.grpc)
         await server.start()
         self._listening = server.address
-        self._address = _advertised(self._identity, server)
+        self._address = server.advertised(self._identity.advertise)
         try:
             await self._engine.start(self._transport)
             try:
@@ -181,15 +178,6 @@ class WorkerHost:
             self._engine.capabilities.model,
             self._engine.capabilities.kv_blocks,
         )
-
-
-def _advertised(identity: WorkerIdentity, server: ServiceServer) -> str:
-    """Returns the address given, or the one bound; "everywhere" is no address, so the host's."""
-    if identity.advertise is not None:
-        return identity.advertise
-    if identity.host in EVERYWHERE:
-        return f"{socket.gethostname()}:{server.port}"
-    return server.address
 
 
 async def _remove(events: KvEventPublisher) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from baton.config import Config, Qos
-from baton.rpc.server import ServiceServer
+from baton.rpc.server import Listening, ServiceServer
 from baton.state.background import running
 from baton.state.fleet import FleetView
 from baton.state.records import WorkerRecord, WorkerRole, new_incarnation
@@ -29,16 +29,6 @@ logger = logging.getLogger(__name__)
 DRAIN_GRACE_S = 10.0
 COUNT_WORKERS_EVERY_S = 0.5
 """Joins and leaves are seen at once; that a worker began to drain only by its figures."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """Where a process listens and how others find it; empty fields take what the host offers."""
-
-    host: str
-    port: int
-    name: str = ""
-    advertise: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +73,7 @@ async def running_admission(
         await stack.enter_async_context(running(_follow(fleet, desk)))
         await server.start()
         stack.push_async_callback(_drain, desk, server)
-        address = listening.advertise or server.address
+        address = server.advertised(listening.advertise)
         registration = Registration(redis, _record(listening, address))
         await stack.enter_async_context(registration)
         await server.set_ready(True)

@@ -2,16 +2,9 @@
 
 import typer
 
+from baton.process import Advertise, ConfigFile, Host, Name, Port, ProcessOptions
 from baton.state.records import WorkerRole
-from baton.worker.command import (
-    Advertise,
-    ConfigFile,
-    Host,
-    Name,
-    Port,
-    WorkerOptions,
-    run_worker,
-)
+from baton.worker.command import run_worker
 from baton.worker.parts import WorkerParts
 from services.decode.peers import Peers
 from services.decode.policy import ThresholdSplitPolicy
@@ -27,13 +20,15 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def serve(
     config: ConfigFile = None,
-    host: Host = None,
-    port: Port = 0,
-    name: Name = None,
-    advertise: Advertise = None,
+    host: Host = "",
+    port: Port = None,
+    name: Name = "",
+    advertise: Advertise = "",
 ) -> None:
     """Generate tokens for the fleet's routers until told to stop."""
-    run_worker(WorkerRole.DECODE, WorkerOptions(config, host, port, name, advertise), build_service)
+    run_worker(
+        WorkerRole.DECODE, ProcessOptions(config, host, port, name, advertise), build_service
+    )
 
 
 def build_service(parts: WorkerParts, quarantine_s: float = QUARANTINE_S) -> DecodeServer:

@@ -2,16 +2,9 @@
 
 import typer
 
+from baton.process import Advertise, ConfigFile, Host, Name, Port, ProcessOptions
 from baton.state.records import WorkerRole
-from baton.worker.command import (
-    Advertise,
-    ConfigFile,
-    Host,
-    Name,
-    Port,
-    WorkerOptions,
-    run_worker,
-)
+from baton.worker.command import run_worker
 from baton.worker.parts import WorkerParts
 from services.prefill.peers import PrefillPeers
 from services.prefill.server import PrefillServer
@@ -23,14 +16,14 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 @app.command()
 def serve(
     config: ConfigFile = None,
-    host: Host = None,
-    port: Port = 0,
-    name: Name = None,
-    advertise: Advertise = None,
+    host: Host = "",
+    port: Port = None,
+    name: Name = "",
+    advertise: Advertise = "",
 ) -> None:
     """Compute prompts for the fleet's decode workers until told to stop."""
     run_worker(
-        WorkerRole.PREFILL, WorkerOptions(config, host, port, name, advertise), build_service
+        WorkerRole.PREFILL, ProcessOptions(config, host, port, name, advertise), build_service
     )
 
 

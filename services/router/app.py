@@ -15,7 +15,7 @@ from redis.asyncio import Redis
 from baton.config import Config, SplitPolicy
 from baton.rpc.link import LinkPool
 from baton.rpc.links import ADMISSION_LINK, DECODE_LINK
-from baton.rpc.server import ServiceServer
+from baton.rpc.server import Listening, ServiceServer
 from baton.state.background import running
 from baton.state.fleet import FleetView
 from baton.state.index_reader import IndexReader
@@ -43,16 +43,6 @@ SUSPECT_S = 3.0
 """A worker that failed a request is avoided this long: its lease may outlive it by as much."""
 
 LINK_CHECK_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Listening:
-    """Where a process listens and how others find it; empty fields take what the host offers."""
-
-    host: str
-    port: int
-    name: str = ""
-    advertise: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +111,7 @@ async def running_router(
         await fleet.wait_synced()
         await server.start()
         stack.push_async_callback(server.drain, DRAIN_GRACE_S)
-        address = listening.advertise or server.address
+        address = server.advertised(listening.advertise)
         registration = Registration(redis, _record(listening, address, model.name))
         await stack.enter_async_context(registration)
         await stack.enter_async_context(running(_watch(fleet, candidates, server)))

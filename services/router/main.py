@@ -1,87 +1,53 @@
-"""The router's process: reads the settings, runs until a signal, drains."""
+"""The router's process: `python -m services.router.main`."""
 
-import asyncio
 import logging
-from pathlib import Path
-from typing import Annotated
 
 import typer
-import uvloop
 
-from baton.config import Config, load_config
-from baton.errors import ConfigError, StartupError
-from baton.rpc.server import stop_signal
+from baton.process import (
+    Advertise,
+    ConfigFile,
+    Host,
+    Name,
+    Port,
+    ProcessOptions,
+    Surroundings,
+    run_process,
+    stop_when_lost,
+)
 from baton.state.background import running
-from baton.state.connect import connect, ping_or_fail
-from baton.state.registry import Registration
-from baton.telemetry.providers import start_telemetry
-from services.router.app import Listening, running_router
+from services.router.app import running_router
 from services.router.model import load_served_model
 
 logger = logging.getLogger(__name__)
 
-EXIT_CANNOT_START = 2
+
+def serve(
+    config: ConfigFile = None,
+    host: Host = "",
+    port: Port = None,
+    name: Name = "",
+    advertise: Advertise = "",
+) -> None:
+    """Accept requests, place them on workers and stream the answers until told to stop."""
+    options = ProcessOptions(config, host, port, name, advertise)
+    run_process("router", options, _serve, lambda settings: settings.mesh.router_port)
+
+
+async def _serve(around: Surroundings) -> None:
+    model = load_served_model(around.config.model)
+    async with running_router(
+        around.config, around.listening, model, around.redis, around.telemetry
+    ) as app:
+        logger.info("router listening address=%s model=%s", app.address, model.name)
+        async with running(stop_when_lost(app.registration, around.stop)):
+            await around.stop.wait()
+        logger.info("router draining")
 
 
 def main() -> None:
-    """Entry point of `baton-router`."""
-    typer.run(_command)
-
-
-def _command(
-    config: Annotated[Path | None, typer.Option(help="YAML or JSON file.")] = None,
-    host: Annotated[str, typer.Option(help="Address to bind; default mesh.host.")] = "",
-    port: Annotated[int | None, typer.Option(help="Port; default mesh.router_port, 0 any.")] = None,
-    name: Annotated[str, typer.Option(help="Name in the registry.")] = "",
-    advertise: Annotated[str, typer.Option(help="host:port that others use.")] = "",
-) -> None:
-    """Accept requests, place them on workers and stream the answers."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    try:
-        settings = load_config(config)
-        listening = Listening(
-            host=host or settings.mesh.host,
-            port=settings.mesh.router_port if port is None else port,
-            name=name,
-            advertise=advertise,
-        )
-        uvloop.run(_serve(settings, listening))
-    except (ConfigError, StartupError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(EXIT_CANNOT_START) from error
-
-
-async def _serve(config: Config, listening: Listening) -> None:
-    url = config.mesh.redis_url
-    if not url:
-        raise StartupError("no Redis is configured; set REDIS_URL or mesh.redis_url")
-    stop = stop_signal()
-    model = load_served_model(config.model)
-    redis = connect(url)
-    telemetry = start_telemetry(
-        "baton-router", listening.name or "router", config.mesh.otlp_endpoint
-    )
-    try:
-        await ping_or_fail(redis, url)
-        async with running_router(config, listening, model, redis, telemetry) as app:
-            logger.info(
-                "router listening address=%s model=%s worker=%s",
-                app.address,
-                model.name,
-                app.registration.record.worker_id,
-            )
-            async with running(_stop_when_lost(app.registration, stop)):
-                await stop.wait()
-            logger.info("router draining")
-    finally:
-        await redis.aclose()
-        await asyncio.to_thread(telemetry.shutdown)
-
-
-async def _stop_when_lost(registration: Registration, stop: asyncio.Event) -> None:
-    await registration.wait_lost()
-    logger.error("another process took the name %s over", registration.record.worker_id)
-    stop.set()
+    """Runs the command line."""
+    typer.run(serve)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import pytest
 from baton.config import Config
 from baton.errors import BatonError, InternalError, OverloadedError, UnavailableError
 from baton.rpc.link_server import ServedCall
+from baton.rpc.server import Listening
 from baton.state.records import WorkerRecord, WorkerRole
 from baton.state.registry import Registration
 from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
-from services.router.app import Listening, RouterApp, running_router
+from services.router.app import RouterApp, running_router
 from tests.router.test_router_service import refusal, setup
 from tests.support.control_plane import (
     Call,

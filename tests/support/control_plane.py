@@ -15,7 +15,7 @@ from baton.blocks import HASH_SCHEME
 from baton.config import Config
 from baton.rpc.link_server import ServedCall, serve_link
 from baton.rpc.links import DECODE_LINK
-from baton.rpc.server import ServiceServer
+from baton.rpc.server import Listening, ServiceServer
 from baton.state.connect import connect
 from baton.state.records import WorkerRecord, WorkerRole, WorkerStats, new_incarnation
 from baton.state.registry import Registration
@@ -23,8 +23,7 @@ from baton.telemetry.providers import Telemetry, start_telemetry
 from baton.v1 import decode_link_pb2 as frames
 from baton.v1 import decode_pb2, decode_pb2_grpc, types_pb2
 from services.admission.app import AdmissionApp, running_admission
-from services.admission.app import Listening as AdmissionListening
-from services.router.app import Listening, RouterApp, running_router
+from services.router.app import RouterApp, running_router
 from services.router.model import ServedModel, load_served_model
 from tests.support.mesh import Client
 
@@ -190,7 +189,7 @@ class ControlPlane:
     async def admission(self, config: Config | None = None) -> AdmissionApp:
         app = running_admission(
             config or Config(),
-            AdmissionListening("127.0.0.1", 0, "admission-0"),
+            Listening("127.0.0.1", 0, "admission-0"),
             self.redis,
             self.telemetry,
         )

@@ -257,8 +257,12 @@ async def test_duplicate_notice_is_refused(pair: Pair) -> None:
 
 
 async def test_blocks_written_elsewhere_are_refused(pair: Pair) -> None:
-    pair.faults.misdirected_writes = 1
-    receipt = await pair.send([1, 2], [3, 4])
+    destination = pair.reader.transport.expect("t", 0, [3, 4])
+    outgoing = pair.writer.transport.open(replace(destination, block_ids=(3, 5)))
+    outgoing.push([1, 2], 0)
+    receipt = replace(
+        await outgoing.finish(TOKENS), blocks_digest=blocks_digest(destination.block_ids)
+    )
 
     with pytest.raises(KvMismatchError, match="written elsewhere"):
         await pair.verify(receipt)

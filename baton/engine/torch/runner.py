@@ -147,8 +147,10 @@ def allocate_kv(model: LoadedModel, block_size: int, kv_memory_bytes: int) -> Kv
             f"kv_memory_bytes {kv_memory_bytes} holds {blocks} blocks of {block_bytes} bytes; "
             "give at least two"
         )
-    # Zeroed: padding may read blocks that were never written, and their NaN would spread.
-    return KvTensor(torch.zeros((blocks, *shape), dtype=model.dtype, device=model.device))
+    # Zeroed: padding may read blocks that were never written, and their NaN would spread. Written
+    # out, not mapped lazily as by torch.zeros: the first transfer should not pay the page faults.
+    memory = torch.empty((blocks, *shape), dtype=model.dtype, device=model.device).zero_()
+    return KvTensor(memory)
 
 
 def kv_layout(model: LoadedModel, block_size: int) -> str:

@@ -1,0 +1,114 @@
+"""What every service process does around its work: options, settings, Redis, telemetry, exit.
+
+A process that cannot start says why in one line on stderr and exits with CANNOT_START.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvloop
+from redis.asyncio import Redis
+
+from baton.config import Config, load_config
+from baton.errors import ConfigError, RegistrationError, StartupError
+from baton.rpc.server import Listening, stop_signal
+from baton.state.connect import connect, ping_or_fail
+from baton.state.registry import Registration
+from baton.telemetry.providers import Telemetry, start_telemetry
+
+logger = logging.getLogger(__name__)
+
+CANNOT_START = 2
+
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Configuration file; else BATON_CONFIG or none.")
+]
+Host = Annotated[str, typer.Option("--host", help="Address to listen on; default mesh.host.")]
+Port = Annotated[
+    int | None, typer.Option("--port", min=0, max=65535, help="Port; 0 takes a free one.")
+]
+Name = Annotated[
+    str, typer.Option("--name", help="Its id in the fleet; a restart keeps it. Default: made up.")
+]
+Advertise = Annotated[
+    str, typer.Option("--advertise", metavar="HOST:PORT", help="Address that others reach it at.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessOptions:
+    """The command line of a service, as given; an empty field takes the settings' value."""
+
+    config_file: Path | None
+    host: str
+    port: int | None
+    name: str
+    advertise: str
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a running service stands on. `stop` is set by SIGTERM and SIGINT."""
+
+    config: Config
+    listening: Listening
+    redis: Redis
+    telemetry: Telemetry
+    stop: asyncio.Event
+
+
+Serve = Callable[[Surroundings], Awaitable[None]]
+
+
+def run_process(
+    service: str,
+    options: ProcessOptions,
+    serve: Serve,
+    port: Callable[[Config], int] = lambda _: 0,
+) -> None:
+    """Runs `serve` until it returns. `port` tells the port where the options leave it open."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    try:
+        config = load_config(options.config_file)
+        listening = Listening(
+            host=options.host or config.mesh.host,
+            port=port(config) if options.port is None else options.port,
+            name=options.name,
+            advertise=options.advertise,
+        )
+        uvloop.run(_run(service, config, listening, serve))
+    except (ConfigError, StartupError, RegistrationError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(CANNOT_START) from None
+
+
+async def _run(service: str, config: Config, listening: Listening, serve: Serve) -> None:
+    url = config.mesh.redis_url
+    if not url:
+        raise StartupError(
+            "a service finds its fleet through Redis: set mesh.redis_url or REDIS_URL "
+            "(`baton up` starts everything on this machine, a Redis included)"
+        )
+    stop = stop_signal()
+    redis = connect(url)
+    telemetry = start_telemetry(
+        f"baton-{service}", listening.name or service, config.mesh.otlp_endpoint
+    )
+    try:
+        await ping_or_fail(redis, url)
+        await serve(Surroundings(config, listening, redis, telemetry, stop))
+    finally:
+        await redis.aclose()
+        await asyncio.to_thread(telemetry.shutdown)
+
+
+async def stop_when_lost(registration: Registration, stop: asyncio.Event) -> None:
+    """Sets `stop` when another process has taken the name over."""
+    await registration.wait_lost()
+    logger.error("another process took the name %s over", registration.record.worker_id)
+    stop.set()
