@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-CODE := baton services tools examples tests
+CODE := baton services sim bench tools examples tests
 
 ##@ Start
 
@@ -47,6 +47,28 @@ test-e2e: setup ## Run only the tests that start the whole mesh
 e2e-compose: setup ## Run the docker compose stack end to end
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/compose_e2e.sh
 
+##@ Measure
+
+.PHONY: fleet
+fleet: setup ## Run N simulated workers (N=256) until Ctrl-C
+	@$(BIN)/python -m bench.fleet --workers $(or $(N),64) $(ARGS)
+
+.PHONY: bench-router
+bench-router: setup ## The router, beside sglang-router where SGLANG_ROUTER_PYTHON has it
+	@$(BIN)/python -m bench.router $(ARGS)
+
+.PHONY: bench-index
+bench-index: setup ## The prefix index, beside Dynamo's where DYNAMO_PYTHON has it
+	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.index $(ARGS)
+
+.PHONY: bench-sim
+bench-sim: setup ## The simulator: its speed and what it says on public traces
+	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m sim.bench $(ARGS)
+
+.PHONY: bench-engine
+bench-engine: setup ## The embedded engine beside transformers' generate
+	@$(BIN)/python -m bench.engine $(ARGS)
+
 ##@ Check
 
 .PHONY: check
@@ -73,7 +95,7 @@ lint: setup ## Lint and check the format
 
 .PHONY: type
 type: setup ## Check types
-	$(BIN)/mypy --strict baton services
+	$(BIN)/mypy --strict baton services sim bench
 
 .PHONY: imports
 imports: setup ## Check who may import whom

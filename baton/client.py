@@ -167,6 +167,18 @@ class RouterClient:
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from error
 
+    async def explain(self, request_id: str) -> router_pb2.ExplainResponse:
+        """Returns why a recent request went where it went, and what came of it.
+
+        Raises InvalidRequestError (UNKNOWN_REQUEST) when this router does not know it.
+        """
+        try:
+            return await self._stub.Explain(
+                router_pb2.ExplainRequest(request_id=request_id), timeout=_QUERY_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+
     def _translate(self, error: grpc.aio.AioRpcError) -> BatonError:
         # A refusal by the mesh carries details of its own; a bare UNAVAILABLE comes from gRPC.
         if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():

@@ -12,10 +12,15 @@ the cached context. A model starts from declared defaults and follows its worker
 recursive least squares with exponential forgetting (Haykin, Adaptive Filter Theory, ch. 10).
 Outliers are weighted down (Huber) against the running scale of the residuals. State is a handful
 of numbers, whatever the number of samples.
+
+Workers fit (`WorkerCosts`) and publish what they found (`CostModel`), so that everybody who
+predicts uses the same numbers.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 _FORGETTING = 0.995
@@ -132,6 +137,18 @@ PREFILL_DEFAULTS = (5e-3, 2e-4, 1e-8)
 STEP_DEFAULTS = (5e-3, 5e-4, 1e-7)
 TRANSFER_DEFAULTS = (2e-3, 1e-9)
 
+TRUSTED_SAMPLES = 32
+"""With fewer samples a fit is not decided by; the declared defaults only compare alike workers."""
+
+OUTPUT_TOKENS = 128
+"""Length of an answer where it matters and nobody knows it: what delays a stream once is spread
+over as many tokens, and as many steps pass until a stream frees its KV. Tokens."""
+
+_TYPICAL_PROMPT_TOKENS = 2048
+"""Prompts in a queue are taken to be no longer than this where only their sum is known."""
+
+_SIGNIFICANT_DIGITS = 6
+
 
 @dataclass(slots=True)
 class WorkerCosts:
@@ -153,3 +170,130 @@ def prefill_features(uncached_tokens: int, cached_tokens: int) -> tuple[float, f
     """Returns the features of a prefill: one, tokens, attention's token pairs."""
     pairs = uncached_tokens * (cached_tokens + uncached_tokens / 2)
     return 1.0, uncached_tokens, pairs
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """What a worker's computing and receiving cost: fitted coefficients as everybody reads them.
+
+    `pairs` has the transfer coefficients from single prefill workers, by worker id; `transfer` is
+    for all others. `*_samples` tell how many measurements a fit has seen and `*_error` its running
+    mean of |predicted - actual| / actual. Raises ValueError for coefficients that make no cost.
+    """
+
+    prefill: tuple[float, float, float] = PREFILL_DEFAULTS
+    step: tuple[float, float, float] = STEP_DEFAULTS
+    transfer: tuple[float, float] = TRANSFER_DEFAULTS
+    pairs: Mapping[str, tuple[float, float]] = field(default_factory=dict, hash=False)
+    prefill_samples: int = 0
+    step_samples: int = 0
+    transfer_samples: int = 0
+    prefill_error: float = 0.0
+    step_error: float = 0.0
+    transfer_error: float = 0.0
+
+    def __post_init__(self) -> None:
+        coefficients = (
+            *self.prefill,
+            *self.step,
+            *self.transfer,
+            *chain.from_iterable(self.pairs.values()),
+        )
+        if not all(0 <= value < math.inf for value in coefficients):
+            raise ValueError("coefficients must be finite and not negative")
+
+    @property
+    def knows_prefill(self) -> bool:
+        """Tells whether enough prompts were measured to decide by `prefill_s`."""
+        return self.prefill_samples >= TRUSTED_SAMPLES
+
+    @property
+    def knows_step(self) -> bool:
+        """Tells whether enough decode steps were measured to decide by `step_s`."""
+        return self.step_samples >= TRUSTED_SAMPLES
+
+    def prefill_s(self, uncached_tokens: int, cached_tokens: int) -> float:
+        """Returns the seconds to compute `uncached_tokens` after `cached_tokens`; 0 for none."""
+        if uncached_tokens <= 0:
+            return 0.0
+        base, linear, attention = self.prefill
+        context = cached_tokens + uncached_tokens / 2
+        return base + uncached_tokens * (linear + attention * context)
+
+    def queue_s(self, requests: int, uncached_tokens: int) -> float:
+        """Returns the seconds to compute `requests` prompts of `uncached_tokens` together.
+
+        Grows with both. How the tokens are spread over the prompts is not known.
+        """
+        base, linear, attention = self.prefill
+        length = min(uncached_tokens, _TYPICAL_PROMPT_TOKENS)
+        return requests * base + uncached_tokens * (linear + attention * length / 2)
+
+    def step_s(self, sequences: int, resident_tokens: int) -> float:
+        """Returns the seconds of one decode step."""
+        base, each, token = self.step
+        return base + sequences * each + resident_tokens * token
+
+    def transfer_s(self, prefill_worker_id: str, kv_bytes: int) -> float:
+        """Returns the seconds that moving KV from a prefill worker adds to its computing."""
+        base, each = self.pairs.get(prefill_worker_id, self.transfer)
+        return base + kv_bytes * each
+
+
+def local_prefill_s(
+    costs: CostModel,
+    uncached_tokens: int,
+    cached_tokens: int,
+    sequences: int,
+    resident_tokens: int,
+    chunk_tokens: int,
+) -> float:
+    """Returns the seconds to compute a prompt where `sequences` streams decode meanwhile.
+
+    Chunks of the prompt share steps with the streams, so each chunk brings a decode step along.
+    """
+    alone_s = costs.prefill_s(uncached_tokens, cached_tokens)
+    if not sequences:
+        return alone_s
+    steps = -(-uncached_tokens // chunk_tokens)
+    return alone_s + steps * costs.step_s(sequences, resident_tokens)
+
+
+def interference_s(prefill_s: float, sequences: int, tpot_price: float) -> float:
+    """Returns what `prefill_s` of computing between decode steps costs the `sequences` streams.
+
+    Each stream is late by that time once, which raises its TPOT by that over OUTPUT_TOKENS;
+    `tpot_price` says how many seconds of TTFT one second of TPOT is worth.
+    """
+    return tpot_price * sequences * prefill_s / OUTPUT_TOKENS
+
+
+def published(costs: WorkerCosts, transfer: OnlineFit, pairs: Mapping[str, OnlineFit]) -> CostModel:
+    """Returns the fits as a worker publishes them; a pair counts from its third sample."""
+    return CostModel(
+        prefill=_three(costs.prefill),
+        step=_three(costs.step),
+        transfer=_two(transfer),
+        pairs={name: _two(fit) for name, fit in pairs.items() if fit.samples > len(fit.defaults)},
+        prefill_samples=costs.prefill.samples,
+        step_samples=costs.step.samples,
+        transfer_samples=transfer.samples,
+        prefill_error=_rounded(costs.prefill.error),
+        step_error=_rounded(costs.step.error),
+        transfer_error=_rounded(transfer.error),
+    )
+
+
+def _three(fit: OnlineFit) -> tuple[float, float, float]:
+    first, second, third = map(_rounded, fit.coefficients)
+    return first, second, third
+
+
+def _two(fit: OnlineFit) -> tuple[float, float]:
+    first, second = map(_rounded, fit.coefficients)
+    return first, second
+
+
+def _rounded(value: float) -> float:
+    """Cuts digits that no measurement has, since these numbers travel with every report."""
+    return float(f"{value:.{_SIGNIFICANT_DIGITS}g}")

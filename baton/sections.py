@@ -16,14 +16,17 @@ class _Section(BaseModel):
 class SplitPolicy(_Section):
     """Which workers a request goes to, and whether its prompt is computed remotely."""
 
-    policy: Literal["weighted", "round_robin"] = Field(
-        default="weighted",
-        description="How the router picks workers: by weighted score or in turn.",
+    policy: Literal["latency", "weighted", "least_loaded", "power_of_two", "round_robin"] = Field(
+        default="latency",
+        description="How the router picks workers. latency predicts TTFT and TPOT, and decode "
+        "workers then compare local and remote prefill by prediction too, once enough was "
+        "measured; the others go by the threshold.",
     )
     prompt_length_threshold: int = Field(
         default=256,
         ge=0,
-        description="Prompts with more uncached tokens than this go remote. Tokens.",
+        description="Prompts with more uncached tokens than this go remote, unless predicted. "
+        "Tokens.",
     )
     prefill_queue_max: int = Field(
         default=16,
@@ -31,17 +34,21 @@ class SplitPolicy(_Section):
         description="Prefill workers with this many waiting take no more. Requests.",
     )
     prefix_cache_weight: float = Field(
-        default=10.0, ge=0, description="Score gained by a fully cached prompt. Points."
+        default=10.0, ge=0, description="weighted: score gained by a fully cached prompt. Points."
     )
     queue_length_weight: float = Field(
-        default=1.5, ge=0, description="Score lost per waiting request. Points per request."
+        default=1.5,
+        ge=0,
+        description="weighted: score lost per waiting request. Points per request.",
     )
     decode_load_weight: float = Field(
-        default=0.5, ge=0, description="Score lost per running generation. Points per request."
+        default=0.5,
+        ge=0,
+        description="weighted: score lost per running generation. Points per request.",
     )
     enable_hotspot_prevention: bool = Field(
         default=True,
-        description="Ignore a cached prefix whose holder is busier than recomputing is worth.",
+        description="weighted: ignore a cached prefix whose holder is busier than it is worth.",
     )
 
 
@@ -53,7 +60,7 @@ class Cache(_Section):
         default=0.75,
         ge=0,
         le=1,
-        description="Smallest cached share of a prompt that attracts it. Share.",
+        description="weighted: smallest cached share of a prompt that attracts it. Share.",
     )
     block_size: int = Field(default=16, ge=1, le=512, description="Tokens per KV block. Tokens.")
     kv_memory_mib: int = Field(default=256, ge=1, description="Size of a worker's KV pool. MiB.")

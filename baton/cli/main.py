@@ -2,7 +2,7 @@
 
 import typer
 
-from baton.cli import config, demo, generate, status, up
+from baton.cli import config, demo, explain, generate, simulate, status, up
 
 app = typer.Typer(
     name="baton",
@@ -14,7 +14,9 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("generate")(generate.generate)
 app.command("status")(status.status)
+app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
+app.command("simulate")(simulate.simulate)
 app.add_typer(config.app, name="config")
 
 

@@ -30,11 +30,16 @@ class EngineCapabilities:
     kv_blocks: int
     tokenizer_digest: str
     prefills_locally: bool = True
+    device: str = ""
+    """What computes, such as "cpu" or a GPU's name; equal names compute equally fast."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Load and KV accounting at one moment. `free + cached + owned == total` always holds."""
+    """Load and KV accounting at one moment. `free + cached + owned == total` always holds.
+
+    `kv_leases` are reservations that nobody took over or released yet.
+    """
 
     queued_requests: int
     queued_tokens: int
@@ -46,6 +51,34 @@ class EngineStats:
     kv_blocks_owned: int
     kv_leases: int
     busy_share: float
+
+
+class PrefillSample(NamedTuple):
+    """What one prompt took to compute: `uncached_tokens` after `cached_tokens`.
+
+    `seconds` is the time that the prompt added to the steps it was computed in: what other work
+    in those steps takes without it is not part of it.
+    """
+
+    uncached_tokens: int
+    cached_tokens: int
+    seconds: float
+
+
+class StepSample(NamedTuple):
+    """What one step took that only decoded: `sequences` that held `resident_tokens` together."""
+
+    sequences: int
+    resident_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSamples:
+    """Measurements for the cost model, oldest first."""
+
+    prefills: tuple[PrefillSample, ...] = ()
+    steps: tuple[StepSample, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +201,10 @@ class Engine(Protocol):
 
     def stats(self) -> EngineStats:
         """Returns the figures of this moment."""
+        ...
+
+    def take_samples(self) -> EngineSamples:
+        """Returns what was measured since the last call; a bounded number, the newest ones."""
         ...
 
     def take_kv_events(self) -> Sequence[KvEvent]:

@@ -28,6 +28,14 @@ def stats(worker_id: str) -> str:
     return f"{PREFIX}stats:{worker_id}"
 
 
+def costs(model: str, device: str) -> str:
+    """Hash of what computing and moving KV costs with a model on a kind of device (JSON fits).
+
+    Outlives the workers that measured it, by a day.
+    """
+    return f"{PREFIX}costs:{model}:{device}"
+
+
 def contract(model: str) -> str:
     """Hash of what all workers of a model agree on; lives as long as any of their leases."""
     return f"{PREFIX}contract:{model}"
@@ -36,6 +44,11 @@ def contract(model: str) -> str:
 def fleet_events() -> str:
     """Stream of joins, leaves and figures of the whole fleet, newest few only."""
     return f"{PREFIX}fleet-events"
+
+
+def credits() -> str:
+    """Stream of what each router dispatched lately, newest few reports only."""
+    return f"{PREFIX}credits"
 
 
 def kv_events(incarnation: str) -> str:

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter
 
 from baton.engine.base import EngineStats
+from baton.latency import CostModel
 
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
@@ -60,7 +61,10 @@ class WorkerRecord:
 
 @dataclass(frozen=True, slots=True)
 class WorkerStats:
-    """Load and KV accounting of one worker at `taken_at_s`, seconds since 1970 at its clock."""
+    """Load and KV accounting of one worker at `taken_at_s`, seconds since 1970 at its clock.
+
+    `costs` is what its computing takes, as far as it measured; None where nobody told.
+    """
 
     taken_at_s: FiniteFloat
     queued_requests: NonNegativeInt = 0
@@ -74,10 +78,15 @@ class WorkerStats:
     kv_leases: NonNegativeInt = 0
     busy_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     draining: bool = False
+    costs: CostModel | None = None
 
     @classmethod
     def of_engine(
-        cls, engine: EngineStats, taken_at_s: float, draining: bool = False
+        cls,
+        engine: EngineStats,
+        taken_at_s: float,
+        draining: bool = False,
+        costs: CostModel | None = None,
     ) -> "WorkerStats":
         """Returns the engine's figures with their time."""
         return cls(
@@ -93,6 +102,7 @@ class WorkerStats:
             kv_leases=engine.kv_leases,
             busy_share=engine.busy_share,
             draining=draining,
+            costs=costs,
         )
 
 

@@ -41,6 +41,12 @@ ATTR_MIGRATIONS = "baton.migrations"
 ATTR_POLICY = "baton.policy"
 ATTR_ADMISSION_VERDICT = "baton.admission.verdict"
 ATTR_PREDICTED_TTFT_S = "baton.predicted.ttft_s"
+ATTR_PREDICTED_TPOT_S = "baton.predicted.tpot_s"
+PREDICTED_PART_PREFIX = "baton.predicted."
+"""`baton.predicted.<part>_s` for wait, prefill, transfer and admit; they add up to the TTFT."""
+ATTR_COST = "baton.cost"
+"""Which fitted cost: prefill, step or transfer."""
+ATTR_PREDICTION_ERROR = "baton.prediction.error"
 ATTR_TTFT_S = "baton.ttft_s"
 ATTR_TPOT_S = "baton.tpot_s"
 TTFT_PART_PREFIX = "baton.ttft."
@@ -96,8 +102,25 @@ KV_BLOCKS = Metric("baton.kv.blocks", "{block}", "KV blocks by state: free, cach
 KV_LEASES = Metric("baton.kv.leases", "{lease}", "Reservations that wait for a remote prefill.")
 QUEUED = Metric("baton.queue.requests", "{request}", "Requests waiting for an engine.")
 STATE_AGE = Metric("baton.state.age", "s", "Seconds since Redis last confirmed the fleet's state.")
+PREDICTION_ERROR = Metric(
+    "baton.prediction.error",
+    "1",
+    "|predicted - actual| / actual of the TTFT, from placement to first token.",
+    (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1, 2, 5, 10),
+)
+COST_ERROR = Metric(
+    "baton.cost.error",
+    "1",
+    "Running mean of |predicted - actual| / actual of a worker's fitted costs, by baton.cost.",
+)
+INDEX_DRIFT = Metric(
+    "baton.index.drift",
+    "1",
+    "Largest mean of |expected - found| cached tokens of any worker, as a share of the prompt.",
+)
 
 METRICS = (
     TTFT, TPOT, DURATION, REQUESTS, PREFILLS, CACHED_TOKENS, KV_BYTES, MIGRATIONS, KV_BLOCKS,
-    KV_LEASES, QUEUED, STATE_AGE,
+    KV_LEASES, QUEUED, STATE_AGE, PREDICTION_ERROR,
+    INDEX_DRIFT, COST_ERROR,
 )  # fmt: skip

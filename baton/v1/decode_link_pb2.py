@@ -26,7 +26,7 @@ from baton.v1 import link_pb2 as baton_dot_v1_dot_link__pb2
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61ton/v1/decode_link.proto\x12\x08\x62\x61ton.v1\x1a\x13\x62\x61ton/v1/link.proto\x1a\x14\x62\x61ton/v1/types.proto\"E\n\x18\x44\x65\x63odeServiceLinkRequest\x12)\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x17.baton.v1.DecodeCommand\"B\n\x19\x44\x65\x63odeServiceLinkResponse\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.baton.v1.DecodeEvent\"\xcd\x01\n\rDecodeCommand\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.baton.v1.LinkContext\x12&\n\x05start\x18\x03 \x01(\x0b\x32\x15.baton.v1.DecodeStartH\x00\x12&\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x14.baton.v1.LinkCancelH\x00\x12&\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x14.baton.v1.LinkCreditH\x00\x42\t\n\x07\x63ommand\"x\n\x10PrefillCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x14\n\x0cqueue_length\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\"\xf1\x01\n\x0b\x44\x65\x63odeStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\x07\x12\x31\n\x0fsampling_params\x18\x03 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x36\n\x12prefill_candidates\x18\x06 \x03(\x0b\x32\x1a.baton.v1.PrefillCandidate\x12\x16\n\x0eresumed_tokens\x18\x07 \x01(\r\"\xd3\x01\n\x0b\x44\x65\x63odeEvent\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12.\n\tprefilled\x18\x02 \x01(\x0b\x32\x19.baton.v1.DecodePrefilledH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.baton.v1.DecodeTokensH\x00\x12,\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x18.baton.v1.DecodeFinishedH\x00\x12 \n\x03\x65nd\x18\x05 \x01(\x0b\x32\x11.baton.v1.LinkEndH\x00\x42\x07\n\x05\x65vent\"\xb7\x02\n\x0f\x44\x65\x63odePrefilled\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.baton.v1.PrefillMode\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x19\n\x11prefill_worker_id\x18\x03 \x01(\t\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x1b\n\x13local_cached_tokens\x18\x05 \x01(\r\x12$\n\x07receipt\x18\x06 \x01(\x0b\x32\x13.baton.v1.KvReceipt\x12\x16\n\x0e\x64\x65\x63ode_admit_s\x18\x07 \x01(\x01\x12\x17\n\x0fprefill_queue_s\x18\x08 \x01(\x01\x12\x19\n\x11prefill_compute_s\x18\t \x01(\x01\x12\x15\n\rkv_transfer_s\x18\n \x01(\x01\x12\x17\n\x0f\x66\x61iled_attempts\x18\x0b \x03(\t\"4\n\x0c\x44\x65\x63odeTokens\x12\x12\n\noutput_ids\x18\x01 \x03(\x07\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"?\n\x0e\x44\x65\x63odeFinished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReasonb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61ton/v1/decode_link.proto\x12\x08\x62\x61ton.v1\x1a\x13\x62\x61ton/v1/link.proto\x1a\x14\x62\x61ton/v1/types.proto\"E\n\x18\x44\x65\x63odeServiceLinkRequest\x12)\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x17.baton.v1.DecodeCommand\"B\n\x19\x44\x65\x63odeServiceLinkResponse\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.baton.v1.DecodeEvent\"\xcd\x01\n\rDecodeCommand\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.baton.v1.LinkContext\x12&\n\x05start\x18\x03 \x01(\x0b\x32\x15.baton.v1.DecodeStartH\x00\x12&\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x14.baton.v1.LinkCancelH\x00\x12&\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x14.baton.v1.LinkCreditH\x00\x42\t\n\x07\x63ommand\"\xe2\x01\n\x10PrefillCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x14\n\x0cqueue_length\x18\x04 \x01(\r\x12\x15\n\rcached_tokens\x18\x05 \x01(\r\x12\x1c\n\x0f\x65xpected_wait_s\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12\x65xpected_prefill_s\x18\x07 \x01(\x01H\x01\x88\x01\x01\x42\x12\n\x10_expected_wait_sB\x15\n\x13_expected_prefill_s\"\xf1\x01\n\x0b\x44\x65\x63odeStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\x07\x12\x31\n\x0fsampling_params\x18\x03 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12\x36\n\x12prefill_candidates\x18\x06 \x03(\x0b\x32\x1a.baton.v1.PrefillCandidate\x12\x16\n\x0eresumed_tokens\x18\x07 \x01(\r\"\xd3\x01\n\x0b\x44\x65\x63odeEvent\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12.\n\tprefilled\x18\x02 \x01(\x0b\x32\x19.baton.v1.DecodePrefilledH\x00\x12(\n\x06tokens\x18\x03 \x01(\x0b\x32\x16.baton.v1.DecodeTokensH\x00\x12,\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x18.baton.v1.DecodeFinishedH\x00\x12 \n\x03\x65nd\x18\x05 \x01(\x0b\x32\x11.baton.v1.LinkEndH\x00\x42\x07\n\x05\x65vent\"\xfd\x03\n\x0f\x44\x65\x63odePrefilled\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.baton.v1.PrefillMode\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x19\n\x11prefill_worker_id\x18\x03 \x01(\t\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x1b\n\x13local_cached_tokens\x18\x05 \x01(\r\x12$\n\x07receipt\x18\x06 \x01(\x0b\x32\x13.baton.v1.KvReceipt\x12\x16\n\x0e\x64\x65\x63ode_admit_s\x18\x07 \x01(\x01\x12\x17\n\x0fprefill_queue_s\x18\x08 \x01(\x01\x12\x19\n\x11prefill_compute_s\x18\t \x01(\x01\x12\x15\n\rkv_transfer_s\x18\n \x01(\x01\x12\x17\n\x0f\x66\x61iled_attempts\x18\x0b \x03(\t\x12#\n\x16predicted_local_ttft_s\x18\x0c \x01(\x01H\x00\x88\x01\x01\x12$\n\x17predicted_remote_ttft_s\x18\r \x01(\x01H\x01\x88\x01\x01\x12%\n\x18predicted_interference_s\x18\x0e \x01(\x01H\x02\x88\x01\x01\x42\x19\n\x17_predicted_local_ttft_sB\x1a\n\x18_predicted_remote_ttft_sB\x1b\n\x19_predicted_interference_s\"4\n\x0c\x44\x65\x63odeTokens\x12\x12\n\noutput_ids\x18\x01 \x03(\x07\x12\x10\n\x08logprobs\x18\x02 \x03(\x02\"?\n\x0e\x44\x65\x63odeFinished\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReasonb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,16 +39,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECODESERVICELINKRESPONSE']._serialized_end=220
   _globals['_DECODECOMMAND']._serialized_start=223
   _globals['_DECODECOMMAND']._serialized_end=428
-  _globals['_PREFILLCANDIDATE']._serialized_start=430
-  _globals['_PREFILLCANDIDATE']._serialized_end=550
-  _globals['_DECODESTART']._serialized_start=553
-  _globals['_DECODESTART']._serialized_end=794
-  _globals['_DECODEEVENT']._serialized_start=797
-  _globals['_DECODEEVENT']._serialized_end=1008
-  _globals['_DECODEPREFILLED']._serialized_start=1011
-  _globals['_DECODEPREFILLED']._serialized_end=1322
-  _globals['_DECODETOKENS']._serialized_start=1324
-  _globals['_DECODETOKENS']._serialized_end=1376
-  _globals['_DECODEFINISHED']._serialized_start=1378
-  _globals['_DECODEFINISHED']._serialized_end=1441
+  _globals['_PREFILLCANDIDATE']._serialized_start=431
+  _globals['_PREFILLCANDIDATE']._serialized_end=657
+  _globals['_DECODESTART']._serialized_start=660
+  _globals['_DECODESTART']._serialized_end=901
+  _globals['_DECODEEVENT']._serialized_start=904
+  _globals['_DECODEEVENT']._serialized_end=1115
+  _globals['_DECODEPREFILLED']._serialized_start=1118
+  _globals['_DECODEPREFILLED']._serialized_end=1627
+  _globals['_DECODETOKENS']._serialized_start=1629
+  _globals['_DECODETOKENS']._serialized_end=1681
+  _globals['_DECODEFINISHED']._serialized_start=1683
+  _globals['_DECODEFINISHED']._serialized_end=1746
 # @@protoc_insertion_point(module_scope)

@@ -129,6 +129,8 @@ class PrefillCandidate(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
     CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    EXPECTED_WAIT_S_FIELD_NUMBER: _builtins.int
+    EXPECTED_PREFILL_S_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Its name."""
     incarnation: _builtins.str
@@ -139,6 +141,10 @@ class PrefillCandidate(_message.Message):
     """Requests waiting there, the router's own dispatches included."""
     cached_tokens: _builtins.int
     """Prompt tokens that its cache is expected to hold."""
+    expected_wait_s: _builtins.float
+    """Predicted seconds until it starts on the prompt; unset before it was measured."""
+    expected_prefill_s: _builtins.float
+    """Predicted seconds it computes the prompt; unset before it was measured."""
     def __init__(
         self,
         *,
@@ -147,12 +153,21 @@ class PrefillCandidate(_message.Message):
         address: _builtins.str = ...,
         queue_length: _builtins.int = ...,
         cached_tokens: _builtins.int = ...,
+        expected_wait_s: _builtins.float | None = ...,
+        expected_prefill_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expected_prefill_s", b"_expected_prefill_s", "_expected_wait_s", b"_expected_wait_s", "expected_prefill_s", b"expected_prefill_s", "expected_wait_s", b"expected_wait_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cached_tokens", b"cached_tokens", "incarnation", b"incarnation", "queue_length", b"queue_length", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expected_prefill_s", b"_expected_prefill_s", "_expected_wait_s", b"_expected_wait_s", "address", b"address", "cached_tokens", b"cached_tokens", "expected_prefill_s", b"expected_prefill_s", "expected_wait_s", b"expected_wait_s", "incarnation", b"incarnation", "queue_length", b"queue_length", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__expected_prefill_s: _TypeAlias = _typing.Literal["expected_prefill_s"]  # noqa: Y015
+    _WhichOneofArgType__expected_prefill_s: _TypeAlias = _typing.Literal["_expected_prefill_s", b"_expected_prefill_s"]  # noqa: Y015
+    _WhichOneofReturnType__expected_wait_s: _TypeAlias = _typing.Literal["expected_wait_s"]  # noqa: Y015
+    _WhichOneofArgType__expected_wait_s: _TypeAlias = _typing.Literal["_expected_wait_s", b"_expected_wait_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_prefill_s) -> _WhichOneofReturnType__expected_prefill_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_wait_s) -> _WhichOneofReturnType__expected_wait_s | None: ...
 
 Global___PrefillCandidate: _TypeAlias = PrefillCandidate  # noqa: Y015
 
@@ -275,6 +290,9 @@ class DecodePrefilled(_message.Message):
     PREFILL_COMPUTE_S_FIELD_NUMBER: _builtins.int
     KV_TRANSFER_S_FIELD_NUMBER: _builtins.int
     FAILED_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    PREDICTED_LOCAL_TTFT_S_FIELD_NUMBER: _builtins.int
+    PREDICTED_REMOTE_TTFT_S_FIELD_NUMBER: _builtins.int
+    PREDICTED_INTERFERENCE_S_FIELD_NUMBER: _builtins.int
     mode: _types_pb2.PrefillMode.ValueType
     """Local or remote."""
     reason: _builtins.str
@@ -293,6 +311,14 @@ class DecodePrefilled(_message.Message):
     """Seconds an engine computed the prompt."""
     kv_transfer_s: _builtins.float
     """Seconds of KV movement that computing did not hide, the round trip included."""
+    predicted_local_ttft_s: _builtins.float
+    """Predicted seconds to the first token with local prefill; unset without a prediction."""
+    predicted_remote_ttft_s: _builtins.float
+    """The same with the best remote prefill; unset without a prediction."""
+    predicted_interference_s: _builtins.float
+    """What local prefill costs the streams running here, in seconds of TTFT; unset
+    without a prediction.
+    """
     @_builtins.property
     def receipt(self) -> _types_pb2.KvReceipt:
         """What was moved; unset when local."""
@@ -315,12 +341,26 @@ class DecodePrefilled(_message.Message):
         prefill_compute_s: _builtins.float = ...,
         kv_transfer_s: _builtins.float = ...,
         failed_attempts: _abc.Iterable[_builtins.str] | None = ...,
+        predicted_local_ttft_s: _builtins.float | None = ...,
+        predicted_remote_ttft_s: _builtins.float | None = ...,
+        predicted_interference_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_predicted_interference_s", b"_predicted_interference_s", "_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "predicted_interference_s", b"predicted_interference_s", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached_tokens", b"cached_tokens", "decode_admit_s", b"decode_admit_s", "failed_attempts", b"failed_attempts", "kv_transfer_s", b"kv_transfer_s", "local_cached_tokens", b"local_cached_tokens", "mode", b"mode", "prefill_compute_s", b"prefill_compute_s", "prefill_queue_s", b"prefill_queue_s", "prefill_worker_id", b"prefill_worker_id", "reason", b"reason", "receipt", b"receipt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_interference_s", b"_predicted_interference_s", "_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "cached_tokens", b"cached_tokens", "decode_admit_s", b"decode_admit_s", "failed_attempts", b"failed_attempts", "kv_transfer_s", b"kv_transfer_s", "local_cached_tokens", b"local_cached_tokens", "mode", b"mode", "predicted_interference_s", b"predicted_interference_s", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "prefill_compute_s", b"prefill_compute_s", "prefill_queue_s", b"prefill_queue_s", "prefill_worker_id", b"prefill_worker_id", "reason", b"reason", "receipt", b"receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__predicted_interference_s: _TypeAlias = _typing.Literal["predicted_interference_s"]  # noqa: Y015
+    _WhichOneofArgType__predicted_interference_s: _TypeAlias = _typing.Literal["_predicted_interference_s", b"_predicted_interference_s"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_local_ttft_s: _TypeAlias = _typing.Literal["predicted_local_ttft_s"]  # noqa: Y015
+    _WhichOneofArgType__predicted_local_ttft_s: _TypeAlias = _typing.Literal["_predicted_local_ttft_s", b"_predicted_local_ttft_s"]  # noqa: Y015
+    _WhichOneofReturnType__predicted_remote_ttft_s: _TypeAlias = _typing.Literal["predicted_remote_ttft_s"]  # noqa: Y015
+    _WhichOneofArgType__predicted_remote_ttft_s: _TypeAlias = _typing.Literal["_predicted_remote_ttft_s", b"_predicted_remote_ttft_s"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_interference_s) -> _WhichOneofReturnType__predicted_interference_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_local_ttft_s) -> _WhichOneofReturnType__predicted_local_ttft_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_remote_ttft_s) -> _WhichOneofReturnType__predicted_remote_ttft_s | None: ...
 
 Global___DecodePrefilled: _TypeAlias = DecodePrefilled  # noqa: Y015
 

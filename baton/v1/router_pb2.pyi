@@ -10,6 +10,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -435,3 +436,339 @@ class GetFleetResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFleetResponse: _TypeAlias = GetFleetResponse  # noqa: Y015
+
+@_typing.final
+class RouteRequest(_message.Message):
+    """Asks where a request would go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def request(self) -> Global___GenerateRequest:
+        """The request, as for Generate; how it would sample does not matter."""
+
+    def __init__(
+        self,
+        *,
+        request: Global___GenerateRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouteRequest: _TypeAlias = RouteRequest  # noqa: Y015
+
+@_typing.final
+class RouteResponse(_message.Message):
+    """Where a request would go now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECISION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def decision(self) -> Global___RoutingDecision:
+        """The placement."""
+
+    def __init__(
+        self,
+        *,
+        decision: Global___RoutingDecision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouteResponse: _TypeAlias = RouteResponse  # noqa: Y015
+
+@_typing.final
+class ExplainRequest(_message.Message):
+    """Asks for the reasons of a placement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request's name."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainRequest: _TypeAlias = ExplainRequest  # noqa: Y015
+
+@_typing.final
+class ExplainResponse(_message.Message):
+    """The reasons, and what came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    DECISIONS_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """The request's name."""
+    @_builtins.property
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingDecision]:
+        """One per decode worker it was sent to, in order."""
+
+    @_builtins.property
+    def outcome(self) -> Global___RoutingOutcome:
+        """How it ended; unset while it runs."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        decisions: _abc.Iterable[Global___RoutingDecision] | None = ...,
+        outcome: Global___RoutingOutcome | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "outcome", b"outcome", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainResponse: _TypeAlias = ExplainResponse  # noqa: Y015
+
+@_typing.final
+class RoutingDecision(_message.Message):
+    """One placement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    DECIDED_AT_FIELD_NUMBER: _builtins.int
+    PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    DECODE_FIELD_NUMBER: _builtins.int
+    PREFILL_CANDIDATES_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    policy: _builtins.str
+    """The policy that decided, such as "latency"."""
+    prompt_tokens: _builtins.int
+    """Length of the prompt, what was generated before a migration included."""
+    @_builtins.property
+    def decided_at(self) -> _timestamp_pb2.Timestamp:
+        """When, at the router's clock."""
+
+    @_builtins.property
+    def decode(self) -> Global___RoutedWorker:
+        """The decode worker."""
+
+    @_builtins.property
+    def prefill_candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutedWorker]:
+        """Prefill workers to try, best first; the decode worker decides whether it needs one."""
+
+    @_builtins.property
+    def chosen(self) -> Global___RoutingOption:
+        """The chosen option; unset when the policy does not predict."""
+
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoutingOption]:
+        """What else was considered, cheapest first, the chosen one included; a bounded number."""
+
+    def __init__(
+        self,
+        *,
+        policy: _builtins.str = ...,
+        decided_at: _timestamp_pb2.Timestamp | None = ...,
+        prompt_tokens: _builtins.int = ...,
+        decode: Global___RoutedWorker | None = ...,
+        prefill_candidates: _abc.Iterable[Global___RoutedWorker] | None = ...,
+        chosen: Global___RoutingOption | None = ...,
+        options: _abc.Iterable[Global___RoutingOption] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_at", b"decided_at", "decode", b"decode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "decided_at", b"decided_at", "decode", b"decode", "options", b"options", "policy", b"policy", "prefill_candidates", b"prefill_candidates", "prompt_tokens", b"prompt_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingDecision: _TypeAlias = RoutingDecision  # noqa: Y015
+
+@_typing.final
+class RoutedWorker(_message.Message):
+    """A worker in a placement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    QUEUE_LENGTH_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """Its name."""
+    incarnation: _builtins.str
+    """Its incarnation; another one at the same address is not meant."""
+    address: _builtins.str
+    """host:port of its gRPC server."""
+    cached_tokens: _builtins.int
+    """Prompt tokens that its cache is expected to hold."""
+    queue_length: _builtins.int
+    """Prompts waiting or being computed there."""
+    score: _builtins.float
+    """Points of a policy that scores."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        address: _builtins.str = ...,
+        cached_tokens: _builtins.int = ...,
+        queue_length: _builtins.int = ...,
+        score: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "score", b"score"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "address", b"address", "cached_tokens", b"cached_tokens", "incarnation", b"incarnation", "queue_length", b"queue_length", "score", b"score", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___RoutedWorker: _TypeAlias = RoutedWorker  # noqa: Y015
+
+@_typing.final
+class RoutingOption(_message.Message):
+    """One way to place a request, with the parts of its predicted time. The first four
+    add up to the predicted TTFT.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFILL_WORKER_ID_FIELD_NUMBER: _builtins.int
+    DECODE_WORKER_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FIELD_NUMBER: _builtins.int
+    PREFILL_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    ADMIT_FIELD_NUMBER: _builtins.int
+    TPOT_FIELD_NUMBER: _builtins.int
+    INTERFERENCE_FIELD_NUMBER: _builtins.int
+    COST_FIELD_NUMBER: _builtins.int
+    prefill_worker_id: _builtins.str
+    """Worker that would compute the prompt; empty for the decode worker itself."""
+    decode_worker_id: _builtins.str
+    """Worker that would generate."""
+    @_builtins.property
+    def wait(self) -> _duration_pb2.Duration:
+        """Waiting for the worker that computes."""
+
+    @_builtins.property
+    def prefill(self) -> _duration_pb2.Duration:
+        """Computing the prompt."""
+
+    @_builtins.property
+    def transfer(self) -> _duration_pb2.Duration:
+        """Moving KV, as far as computing does not hide it."""
+
+    @_builtins.property
+    def admit(self) -> _duration_pb2.Duration:
+        """Joining the decode worker's batch."""
+
+    @_builtins.property
+    def tpot(self) -> _duration_pb2.Duration:
+        """Mean time per output token."""
+
+    @_builtins.property
+    def interference(self) -> _duration_pb2.Duration:
+        """Price of what local prefill does to the streams running there."""
+
+    @_builtins.property
+    def cost(self) -> _duration_pb2.Duration:
+        """What options are compared by: TTFT, priced TPOT and interference."""
+
+    def __init__(
+        self,
+        *,
+        prefill_worker_id: _builtins.str = ...,
+        decode_worker_id: _builtins.str = ...,
+        wait: _duration_pb2.Duration | None = ...,
+        prefill: _duration_pb2.Duration | None = ...,
+        transfer: _duration_pb2.Duration | None = ...,
+        admit: _duration_pb2.Duration | None = ...,
+        tpot: _duration_pb2.Duration | None = ...,
+        interference: _duration_pb2.Duration | None = ...,
+        cost: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "cost", b"cost", "interference", b"interference", "prefill", b"prefill", "tpot", b"tpot", "transfer", b"transfer", "wait", b"wait"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admit", b"admit", "cost", b"cost", "decode_worker_id", b"decode_worker_id", "interference", b"interference", "prefill", b"prefill", "prefill_worker_id", b"prefill_worker_id", "tpot", b"tpot", "transfer", b"transfer", "wait", b"wait"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoutingOption: _TypeAlias = RoutingOption  # noqa: Y015
+
+@_typing.final
+class RoutingOutcome(_message.Message):
+    """What came of a request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    TTFT_FIELD_NUMBER: _builtins.int
+    TPOT_FIELD_NUMBER: _builtins.int
+    PREDICTION_ERROR_FIELD_NUMBER: _builtins.int
+    LOCAL_TTFT_FIELD_NUMBER: _builtins.int
+    REMOTE_TTFT_FIELD_NUMBER: _builtins.int
+    error_type: _builtins.str
+    """Why it failed, such as "UNAVAILABLE"; empty when it ended well."""
+    cached_tokens: _builtins.int
+    """Prompt tokens found in caches."""
+    prediction_error: _builtins.float
+    """|predicted - actual TTFT| / actual; unset without both."""
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """Where it ran; unset when it never reached a worker."""
+
+    @_builtins.property
+    def ttft(self) -> _duration_pb2.Duration:
+        """From the placement to the first token at the router; unset without a token."""
+
+    @_builtins.property
+    def tpot(self) -> _duration_pb2.Duration:
+        """Mean time per output token after the first; unset below two tokens."""
+
+    @_builtins.property
+    def local_ttft(self) -> _duration_pb2.Duration:
+        """What the decode worker predicted for local prefill; unset without a prediction."""
+
+    @_builtins.property
+    def remote_ttft(self) -> _duration_pb2.Duration:
+        """What the decode worker predicted for the best remote prefill; unset likewise."""
+
+    def __init__(
+        self,
+        *,
+        error_type: _builtins.str = ...,
+        placement: Global___Placement | None = ...,
+        cached_tokens: _builtins.int = ...,
+        ttft: _duration_pb2.Duration | None = ...,
+        tpot: _duration_pb2.Duration | None = ...,
+        prediction_error: _builtins.float | None = ...,
+        local_ttft: _duration_pb2.Duration | None = ...,
+        remote_ttft: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_prediction_error", b"_prediction_error", "local_ttft", b"local_ttft", "placement", b"placement", "prediction_error", b"prediction_error", "remote_ttft", b"remote_ttft", "tpot", b"tpot", "ttft", b"ttft"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_prediction_error", b"_prediction_error", "cached_tokens", b"cached_tokens", "error_type", b"error_type", "local_ttft", b"local_ttft", "placement", b"placement", "prediction_error", b"prediction_error", "remote_ttft", b"remote_ttft", "tpot", b"tpot", "ttft", b"ttft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__prediction_error: _TypeAlias = _typing.Literal["prediction_error"]  # noqa: Y015
+    _WhichOneofArgType__prediction_error: _TypeAlias = _typing.Literal["_prediction_error", b"_prediction_error"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prediction_error) -> _WhichOneofReturnType__prediction_error | None: ...
+
+Global___RoutingOutcome: _TypeAlias = RoutingOutcome  # noqa: Y015

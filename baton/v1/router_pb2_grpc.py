@@ -50,6 +50,16 @@ class RouterServiceStub:
                 request_serializer=baton_dot_v1_dot_router__pb2.GetFleetRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_router__pb2.GetFleetResponse.FromString,
                 _registered_method=True)
+        self.Route = channel.unary_unary(
+                '/baton.v1.RouterService/Route',
+                request_serializer=baton_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_router__pb2.RouteResponse.FromString,
+                _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/baton.v1.RouterService/Explain',
+                request_serializer=baton_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_router__pb2.ExplainResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -79,6 +89,25 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Route(self, request, context):
+        """Places a request without running it, for clients that balance themselves. The
+        answer is advice: nothing is reserved, no permit is held or asked for, and the
+        workers may be busy or gone by the time the client calls them. Load that comes
+        this way is not admission's to limit. INVALID_ARGUMENT as Generate; UNAVAILABLE
+        (NO_WORKER) without a decode worker.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Explain(self, request, context):
+        """Explains how this router placed one of its recent requests. INVALID_ARGUMENT
+        (UNKNOWN_REQUEST) when it never had it or has had too many since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +125,16 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.GetFleet,
                     request_deserializer=baton_dot_v1_dot_router__pb2.GetFleetRequest.FromString,
                     response_serializer=baton_dot_v1_dot_router__pb2.GetFleetResponse.SerializeToString,
+            ),
+            'Route': grpc.unary_unary_rpc_method_handler(
+                    servicer.Route,
+                    request_deserializer=baton_dot_v1_dot_router__pb2.RouteRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_router__pb2.RouteResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=baton_dot_v1_dot_router__pb2.ExplainRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_router__pb2.ExplainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +219,60 @@ class RouterService:
             '/baton.v1.RouterService/GetFleet',
             baton_dot_v1_dot_router__pb2.GetFleetRequest.SerializeToString,
             baton_dot_v1_dot_router__pb2.GetFleetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Route(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.RouterService/Route',
+            baton_dot_v1_dot_router__pb2.RouteRequest.SerializeToString,
+            baton_dot_v1_dot_router__pb2.RouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.RouterService/Explain',
+            baton_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
+            baton_dot_v1_dot_router__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,17 @@ class RouterServiceStub:
     """Lists the models that the fleet serves."""
     GetFleet: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetFleetRequest, _router_pb2.GetFleetResponse]
     """Shows the fleet as this router sees it."""
+    Route: _grpc.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]
+    """Places a request without running it, for clients that balance themselves. The
+    answer is advice: nothing is reserved, no permit is held or asked for, and the
+    workers may be busy or gone by the time the client calls them. Load that comes
+    this way is not admission's to limit. INVALID_ARGUMENT as Generate; UNAVAILABLE
+    (NO_WORKER) without a decode worker.
+    """
+    Explain: _grpc.UnaryUnaryMultiCallable[_router_pb2.ExplainRequest, _router_pb2.ExplainResponse]
+    """Explains how this router placed one of its recent requests. INVALID_ARGUMENT
+    (UNKNOWN_REQUEST) when it never had it or has had too many since.
+    """
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -59,6 +70,17 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Lists the models that the fleet serves."""
     GetFleet: _aio.UnaryUnaryMultiCallable[_router_pb2.GetFleetRequest, _router_pb2.GetFleetResponse]  # type: ignore[assignment]
     """Shows the fleet as this router sees it."""
+    Route: _aio.UnaryUnaryMultiCallable[_router_pb2.RouteRequest, _router_pb2.RouteResponse]  # type: ignore[assignment]
+    """Places a request without running it, for clients that balance themselves. The
+    answer is advice: nothing is reserved, no permit is held or asked for, and the
+    workers may be busy or gone by the time the client calls them. Load that comes
+    this way is not admission's to limit. INVALID_ARGUMENT as Generate; UNAVAILABLE
+    (NO_WORKER) without a decode worker.
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_router_pb2.ExplainRequest, _router_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Explains how this router placed one of its recent requests. INVALID_ARGUMENT
+    (UNKNOWN_REQUEST) when it never had it or has had too many since.
+    """
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accepts generation requests, places them on workers and streams the answers."""
@@ -89,5 +111,28 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_router_pb2.GetFleetResponse, _abc.Awaitable[_router_pb2.GetFleetResponse]]:
         """Shows the fleet as this router sees it."""
+
+    @_abc_1.abstractmethod
+    def Route(
+        self,
+        request: _router_pb2.RouteRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.RouteResponse, _abc.Awaitable[_router_pb2.RouteResponse]]:
+        """Places a request without running it, for clients that balance themselves. The
+        answer is advice: nothing is reserved, no permit is held or asked for, and the
+        workers may be busy or gone by the time the client calls them. Load that comes
+        this way is not admission's to limit. INVALID_ARGUMENT as Generate; UNAVAILABLE
+        (NO_WORKER) without a decode worker.
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _router_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ExplainResponse, _abc.Awaitable[_router_pb2.ExplainResponse]]:
+        """Explains how this router placed one of its recent requests. INVALID_ARGUMENT
+        (UNKNOWN_REQUEST) when it never had it or has had too many since.
+        """
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

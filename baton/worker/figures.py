@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from baton.engine.base import Engine
 from baton.state.records import WorkerStats
 from baton.state.registry import Registration
-from baton.telemetry.names import KV_BLOCKS, KV_LEASES, QUEUED
+from baton.telemetry.names import ATTR_COST, COST_ERROR, KV_BLOCKS, KV_LEASES, QUEUED
 from baton.telemetry.providers import Attributes, Telemetry
+from baton.worker.costs import CostBook
 from baton.worker.gate import WorkGate
 
 logger = logging.getLogger(__name__)
@@ -24,15 +25,18 @@ IDLE_INTERVAL_S = 0.4
 class Figures:
     """Reads the engine on the event loop; everybody else gets the last reading."""
 
-    def __init__(self, engine: Engine, gate: WorkGate) -> None:
+    def __init__(self, engine: Engine, gate: WorkGate, costs: CostBook | None = None) -> None:
         self._engine = engine
         self._gate = gate
+        self._costs = costs or CostBook()
         self._last: WorkerStats | None = None
         self._is_balanced = True
 
     def read(self) -> WorkerStats:
         """Returns the figures of this moment. Logs when KV blocks appear or vanish."""
-        stats = WorkerStats.of_engine(self._engine.stats(), time.time(), self._gate.is_draining)
+        stats = WorkerStats.of_engine(
+            self._engine.stats(), time.time(), self._gate.is_draining, self._costs.model
+        )
         self._last = stats
         self._check(stats)
         return stats
@@ -42,17 +46,29 @@ class Figures:
         telemetry.gauge(KV_BLOCKS, self._blocks)
         telemetry.gauge(KV_LEASES, lambda: [(s.kv_leases, {}) for s in self._readings()])
         telemetry.gauge(QUEUED, lambda: [(s.queued_requests, {}) for s in self._readings()])
+        telemetry.gauge(COST_ERROR, self._cost_errors)
 
     async def publish(self, registration: Registration) -> None:
         """Tells the fleet until cancelled: every tick while busy, now and then while idle."""
         next_s = 0.0
         while True:
+            self._costs.learn(self._engine.take_samples())
             stats = self.read()
             if _is_busy(stats) or time.monotonic() >= next_s:
                 await registration.publish_stats(stats)
                 # The first tick after the last work tells that it is over.
                 next_s = 0.0 if _is_busy(stats) else time.monotonic() + IDLE_INTERVAL_S
             await asyncio.sleep(TICK_S)
+
+    def _cost_errors(self) -> Iterator[tuple[float, Attributes]]:
+        """Yields the error of each cost that was measured."""
+        costs = self._costs.model
+        if costs.prefill_samples:
+            yield costs.prefill_error, {ATTR_COST: "prefill"}
+        if costs.step_samples:
+            yield costs.step_error, {ATTR_COST: "step"}
+        if costs.transfer_samples:
+            yield costs.transfer_error, {ATTR_COST: "transfer"}
 
     def _check(self, stats: WorkerStats) -> None:
         missing = _unaccounted(stats)

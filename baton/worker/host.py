@@ -22,6 +22,8 @@ from baton.state.records import WorkerRecord, WorkerRole
 from baton.state.registry import Registration
 from baton.telemetry.providers import Telemetry
 from baton.v1 import types_pb2
+from baton.worker.cost_store import CostStore
+from baton.worker.costs import CostBook
 from baton.worker.figures import Figures
 from baton.worker.gate import WorkGate
 from baton.worker.messages import worker_info
@@ -59,6 +61,7 @@ class WorkerHost:
         transport: KvTransport,
         telemetry: Telemetry,
         build_service: Callable[[WorkerParts], RoleService],
+        make_fleet: Callable[[Redis], FleetView] = FleetView,
     ) -> None:
         self._identity = identity
         self._config = config
@@ -66,8 +69,10 @@ class WorkerHost:
         self._transport = transport
         self._telemetry = telemetry
         self._build_service = build_service
+        self._make_fleet = make_fleet
         self._gate = WorkGate()
-        self._figures = Figures(engine, self._gate)
+        self._costs = CostBook()
+        self._figures = Figures(engine, self._gate, self._costs)
         self._started_at_s = time.time()
         self._address = self._listening = ""
         self.is_ready = asyncio.Event()
@@ -82,7 +87,7 @@ class WorkerHost:
 
         Raises StartupError and RegistrationError when the worker cannot join the fleet.
         """
-        fleet = FleetView(redis)
+        fleet = self._make_fleet(redis)
         service = self._build_service(self._parts(fleet))
         server = ServiceServer(self._identity.host, self._identity.port, service.names)
         service.add_to(server.grpc)
@@ -108,9 +113,12 @@ class WorkerHost:
     ) -> None:
         self._figures.observe(self._telemetry)
         events = KvEventPublisher(redis, self._identity.incarnation, self._engine)
+        known_costs = self._cost_store(redis)
+        await known_costs.exchange()
         async with AsyncExitStack() as stack:
             registration = await stack.enter_async_context(Registration(redis, self._record()))
-            for work in (fleet.run(), events.run(), self._figures.publish(registration)):
+            publishing = self._figures.publish(registration)
+            for work in (fleet.run(), events.run(), known_costs.run(), publishing):
                 await stack.enter_async_context(running(work))
             async with running(service.run()):
                 self._gate.open()
@@ -119,6 +127,7 @@ class WorkerHost:
                 self._log_ready()
                 await _first_of(stop, registration)
                 await self._drain(server)
+        await known_costs.exchange()
         await _remove(events)
 
     async def _drain(self, server: ServiceServer) -> None:
@@ -143,7 +152,13 @@ class WorkerHost:
             gate=self._gate,
             fleet=fleet,
             describe=self._describe,
+            costs=self._costs,
         )
+
+    def _cost_store(self, redis: Redis) -> CostStore:
+        capabilities = self._engine.capabilities
+        device = capabilities.device or self._config.engine.kind
+        return CostStore(redis, self._costs, capabilities.model, device)
 
     def _describe(self) -> types_pb2.WorkerInfo:
         return worker_info(self._record(), self._figures.read())

@@ -1,7 +1,7 @@
 """What a worker is built from, and what its role has to bring."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grpc
@@ -12,6 +12,7 @@ from baton.kv.transfer import KvTransport
 from baton.state.fleet import FleetView
 from baton.telemetry.providers import Telemetry
 from baton.v1 import types_pb2
+from baton.worker.costs import CostBook
 from baton.worker.gate import WorkGate
 
 
@@ -30,6 +31,7 @@ class WorkerParts:
     gate: WorkGate
     fleet: FleetView
     describe: Callable[[], types_pb2.WorkerInfo]
+    costs: CostBook = field(default_factory=CostBook)
 
 
 class RoleService(Protocol):

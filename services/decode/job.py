@@ -7,15 +7,19 @@ from baton.engine.base import TokenEvent
 from baton.kv.transfer import KvReceipt
 from baton.requests import EngineRequest
 from services.decode.peers import PrefillWorker
-from services.decode.policy import SplitDecision
+from services.decode.policy import RemoteOutlook, SplitDecision
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A prefill worker as the router sees it; `queue_length` counts requests waiting there."""
+    """A prefill worker as the router sees it; `queue_length` counts requests waiting there.
+
+    `outlook` is None before the worker was measured.
+    """
 
     worker: PrefillWorker
     queue_length: int
+    outlook: RemoteOutlook | None = None
 
 
 @dataclass(frozen=True, slots=True)

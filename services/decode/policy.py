@@ -1,13 +1,23 @@
 """Local or remote prefill: decided on the decode worker, once per request. Pure.
 
-The chapter's rule: a prompt goes remote when what its cache lacks is long, and a prefill worker
-has room. The router's order of the prefill workers is kept; those with a full queue are skipped.
+The chapter's rule (`ThresholdSplitPolicy`): a prompt goes remote when what its cache lacks is long
+and a prefill worker has room. The router's order of the prefill workers is kept; those with a full
+queue are skipped.
+
+The rule that minds the targets (`PredictiveSplitPolicy`): a prompt goes remote when
+
+    wait(p) + prefill(p) + transfer(p)  <  wait(here) + prefill(here) + what that does to the
+                                           streams running here
+
+with all times predicted from measurements. While there are too few it is the chapter's rule.
 """
 
 import enum
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+from baton.latency import CostModel, interference_s, local_prefill_s
 
 
 class SplitReason(enum.StrEnum):
@@ -17,6 +27,52 @@ class SplitReason(enum.StrEnum):
     SHORT_PREFILL = "SHORT_PREFILL"
     PREFILL_QUEUE_FULL = "PREFILL_QUEUE_FULL"
     NO_PREFILL_WORKER = "NO_PREFILL_WORKER"
+    REMOTE_FASTER = "REMOTE_FASTER"
+    LOCAL_FASTER = "LOCAL_FASTER"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalOutlook:
+    """How the decode worker stands: prompts ahead of this one and streams that run now.
+
+    `costs` are its own, fitted; they include the transfers from each prefill worker.
+    """
+
+    costs: CostModel
+    queue_length: int = 0
+    queued_tokens: int = 0
+    sequences: int = 0
+    resident_tokens: int = 0
+    kv_bytes_per_token: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteOutlook:
+    """What the router expects of a prefill worker, in seconds."""
+
+    worker_id: str
+    wait_s: float
+    prefill_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a predicted decision needs; `remotes` are parallel to the queue lengths.
+
+    None stands for a prefill worker that was not measured yet.
+    """
+
+    local: LocalOutlook
+    remotes: Sequence[RemoteOutlook | None]
+
+
+@dataclass(frozen=True, slots=True)
+class SplitPrediction:
+    """Both ways in seconds, the one not taken included; `interference_s` comes on top of local."""
+
+    local_ttft_s: float
+    remote_ttft_s: float
+    interference_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +90,23 @@ class SplitDecision:
     threshold_tokens: int
     shortest_queue: int | None
     queue_max: int
+    prediction: SplitPrediction | None = None
 
 
 class SplitPolicy(Protocol):
     """Decides local or remote prefill."""
 
     def decide(
-        self, prompt_tokens: int, cached_tokens: int, queue_lengths: Sequence[int]
+        self,
+        prompt_tokens: int,
+        cached_tokens: int,
+        queue_lengths: Sequence[int],
+        outlook: Outlook | None = None,
     ) -> SplitDecision:
         """Decides for a prompt of which this worker's own cache holds `cached_tokens`.
 
         `queue_lengths` has the waiting requests of each prefill worker, best worker first.
+        Without an `outlook` nothing is predicted.
         """
         ...
 
@@ -71,7 +133,11 @@ class ThresholdSplitPolicy:
     prefill_queue_max: int
 
     def decide(
-        self, prompt_tokens: int, cached_tokens: int, queue_lengths: Sequence[int]
+        self,
+        prompt_tokens: int,
+        cached_tokens: int,
+        queue_lengths: Sequence[int],
+        outlook: Outlook | None = None,
     ) -> SplitDecision:
         """See `SplitPolicy.decide`."""
         candidates = tuple(
@@ -104,3 +170,75 @@ class ThresholdSplitPolicy:
         if has_workers:
             return SplitReason.PREFILL_QUEUE_FULL
         return SplitReason.NO_PREFILL_WORKER
+
+
+class _Remote(NamedTuple):
+    position: int
+    ttft_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PredictiveSplitPolicy:
+    """Compares both ways by prediction. `fallback` decides while something is not measured.
+
+    `tpot_price` is how many seconds of TTFT one second of TPOT is worth: the ratio of the fleet's
+    targets. `chunk_tokens` is the most of a prompt that one step computes.
+    """
+
+    fallback: ThresholdSplitPolicy
+    tpot_price: float
+    chunk_tokens: int
+
+    def decide(
+        self,
+        prompt_tokens: int,
+        cached_tokens: int,
+        queue_lengths: Sequence[int],
+        outlook: Outlook | None = None,
+    ) -> SplitDecision:
+        """See `SplitPolicy.decide`. Remote workers that lose against local are not tried."""
+        decision = self.fallback.decide(prompt_tokens, cached_tokens, queue_lengths)
+        if outlook is None or not outlook.local.costs.knows_prefill:
+            return decision
+        missing = prompt_tokens - cached_tokens
+        remotes = self._remotes(missing, queue_lengths, outlook)
+        if not remotes:
+            return decision
+        prediction = self._predict(prompt_tokens, cached_tokens, remotes, outlook.local)
+        local_s = prediction.local_ttft_s + prediction.interference_s
+        faster = tuple(remote.position for remote in remotes if remote.ttft_s < local_s)
+        return replace(
+            decision,
+            remote=bool(faster),
+            reason=SplitReason.REMOTE_FASTER if faster else SplitReason.LOCAL_FASTER,
+            candidates=faster,
+            prediction=prediction,
+        )
+
+    def _remotes(
+        self, missing: int, queue_lengths: Sequence[int], outlook: Outlook
+    ) -> list[_Remote]:
+        """Returns the measured workers that have room, fastest first."""
+        local = outlook.local
+        kv_bytes = missing * local.kv_bytes_per_token
+        remotes = []
+        for index, (queue, remote) in enumerate(zip(queue_lengths, outlook.remotes, strict=True)):
+            if remote is not None and queue < self.fallback.prefill_queue_max:
+                transfer_s = local.costs.transfer_s(remote.worker_id, kv_bytes)
+                remotes.append(_Remote(index, remote.wait_s + remote.prefill_s + transfer_s))
+        return sorted(remotes, key=lambda it: it.ttft_s)
+
+    def _predict(
+        self, prompt: int, cached: int, remotes: Sequence[_Remote], local: LocalOutlook
+    ) -> SplitPrediction:
+        costs, uncached = local.costs, max(1, prompt - cached)
+        here_s = local_prefill_s(
+            costs, uncached, cached, local.sequences, local.resident_tokens, self.chunk_tokens
+        )
+        return SplitPrediction(
+            local_ttft_s=costs.queue_s(local.queue_length, local.queued_tokens) + here_s,
+            remote_ttft_s=remotes[0].ttft_s,
+            interference_s=interference_s(
+                costs.prefill_s(uncached, cached), local.sequences, self.tpot_price
+            ),
+        )

@@ -114,12 +114,19 @@ def _describe(ready: PromptReady) -> dict[str, AttributeValue]:
 
 
 def _numbers(decision: SplitDecision) -> dict[str, AttributeValue]:
-    """Returns what the decision was based on; a queue exists only with prefill workers."""
+    """Returns what the decision was based on, and what the other way was predicted to take.
+
+    A queue exists only with prefill workers, a prediction only after measurements.
+    """
+    predicted = decision.prediction
     numbers = {
         "uncached_tokens": decision.uncached_tokens,
         "threshold_tokens": decision.threshold_tokens,
         "shortest_queue": decision.shortest_queue,
         "queue_max": decision.queue_max,
+        "local_ttft_s": predicted.local_ttft_s if predicted else None,
+        "remote_ttft_s": predicted.remote_ttft_s if predicted else None,
+        "interference_s": predicted.interference_s if predicted else None,
     }
     return {_DECISION_PREFIX + name: value for name, value in numbers.items() if value is not None}
 

@@ -17,6 +17,7 @@ from baton.worker import messages
 from baton.worker.parts import WorkerParts
 from services.decode.job import Candidate, Job, PromptReady
 from services.decode.peers import Peers, PrefillWorker
+from services.decode.policy import RemoteOutlook
 from services.decode.record import JobRecorder
 from services.decode.remote import RemotePrefiller
 from services.decode.reservations import Reservations
@@ -123,6 +124,7 @@ def _to_job(call: Call) -> Job:
             Candidate(
                 PrefillWorker(candidate.worker_id, candidate.incarnation, candidate.address),
                 candidate.queue_length,
+                _remote_outlook(candidate),
             )
             for candidate in start.prefill_candidates
         ),
@@ -131,8 +133,17 @@ def _to_job(call: Call) -> Job:
     )
 
 
+def _remote_outlook(candidate: decode_link_pb2.PrefillCandidate) -> RemoteOutlook | None:
+    if not (candidate.HasField("expected_wait_s") and candidate.HasField("expected_prefill_s")):
+        return None
+    return RemoteOutlook(
+        candidate.worker_id, candidate.expected_wait_s, candidate.expected_prefill_s
+    )
+
+
 def _prefilled(ready: PromptReady) -> decode_link_pb2.DecodeEvent:
     mode = types_pb2.PREFILL_MODE_REMOTE if ready.is_remote else types_pb2.PREFILL_MODE_LOCAL
+    predicted = ready.decision.prediction
     return decode_link_pb2.DecodeEvent(
         prefilled=decode_link_pb2.DecodePrefilled(
             mode=mode,
@@ -146,5 +157,8 @@ def _prefilled(ready: PromptReady) -> decode_link_pb2.DecodeEvent:
             prefill_compute_s=ready.prefill_compute_s,
             kv_transfer_s=ready.kv_transfer_s,
             failed_attempts=ready.failed_attempts,
+            predicted_local_ttft_s=predicted.local_ttft_s if predicted else None,
+            predicted_remote_ttft_s=predicted.remote_ttft_s if predicted else None,
+            predicted_interference_s=predicted.interference_s if predicted else None,
         )
     )

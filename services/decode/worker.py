@@ -9,8 +9,15 @@ from typing import cast
 
 from baton.engine.base import Engine, Prefilled, TokenEvent
 from baton.errors import DeadlineError, UnavailableError
+from baton.worker.costs import CostBook
 from services.decode.job import DecodeUpdate, Job, PromptReady
-from services.decode.policy import SplitDecision, SplitPolicy, SplitReason
+from services.decode.policy import (
+    LocalOutlook,
+    Outlook,
+    SplitDecision,
+    SplitPolicy,
+    SplitReason,
+)
 from services.decode.remote import AttemptFailed, RemotePrefill, RemotePrefiller
 
 logger = logging.getLogger(__name__)
@@ -39,9 +46,15 @@ class DecodeWorker:
     """Runs generations on one engine with the help of prefill workers."""
 
     def __init__(
-        self, worker_id: str, engine: Engine, policy: SplitPolicy, remote: RemotePrefiller
+        self,
+        worker_id: str,
+        engine: Engine,
+        policy: SplitPolicy,
+        remote: RemotePrefiller,
+        costs: CostBook,
     ) -> None:
         self._worker_id = worker_id
+        self._costs = costs
         self._engine = engine
         self._policy = policy
         self._remote = remote
@@ -56,7 +69,9 @@ class DecodeWorker:
         async with AsyncExitStack() as held:
             delivered = await self._prefill_remotely(held, start)
             if delivered is not None:
-                yield _remote_ready(start, delivered)
+                ready = _remote_ready(start, delivered)
+                self._learn(ready)
+                yield ready
                 # Taken over in the first step of the iteration, which follows without a pause.
                 delivered.prefill.is_taken = True
             else:
@@ -76,8 +91,21 @@ class DecodeWorker:
             len(job.request.input_ids),
             matched_tokens,
             [candidate.queue_length for candidate in job.candidates],
+            self._outlook(job),
         )
         return _Start(job, arrived_s, matched_tokens, decision)
+
+    def _outlook(self, job: Job) -> Outlook:
+        stats, capabilities = self._engine.stats(), self._engine.capabilities
+        local = LocalOutlook(
+            costs=self._costs.model,
+            queue_length=stats.queued_requests + stats.prefilling_requests,
+            queued_tokens=stats.queued_tokens,
+            sequences=stats.decoding_requests,
+            resident_tokens=stats.kv_blocks_owned * capabilities.block_size,
+            kv_bytes_per_token=capabilities.kv_bytes_per_token,
+        )
+        return Outlook(local, [candidate.outlook for candidate in job.candidates])
 
     async def _prefill_remotely(self, held: AsyncExitStack, start: _Start) -> _Delivered | None:
         """Tries the decision's prefill workers in order; returns None when none delivered."""
@@ -97,6 +125,12 @@ class DecodeWorker:
             else:
                 return _Delivered(worker.worker_id, prefill)
         return None
+
+    def _learn(self, ready: PromptReady) -> None:
+        assert ready.receipt is not None
+        self._costs.learn_transfer(
+            ready.prefill_worker_id, ready.receipt.bytes, ready.kv_transfer_s
+        )
 
     def _generate(self, job: Job, delivered: _Delivered | None) -> AsyncGenerator[TokenEvent, None]:
         if delivered is None:

@@ -115,7 +115,7 @@ class Answer:
                 cached_tokens=self.cached_tokens,
             ),
             timing=timing.breakdown(figures.parts_ns, figures.tpot_s, figures.total_s),
-            placement=self._placement(),
+            placement=self.placement(),
             degradations=degradations,
         )
 
@@ -124,7 +124,8 @@ class Answer:
         """Prompt tokens that were found in caches."""
         return self.prefilled.cached_tokens if self.prefilled else 0
 
-    def _placement(self) -> router_pb2.Placement:
+    def placement(self) -> router_pb2.Placement:
+        """Returns where the request ran; only after it was placed."""
         generation, prefilled = self._generation, self.prefilled
         assert generation.decision is not None
         placement = router_pb2.Placement(

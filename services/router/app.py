@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import random
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -12,7 +11,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from baton.config import Config, SplitPolicy
+from baton.config import Config
 from baton.rpc.link import LinkPool
 from baton.rpc.links import ADMISSION_LINK, DECODE_LINK
 from baton.rpc.server import Listening, ServiceServer
@@ -22,19 +21,24 @@ from baton.state.index_reader import IndexReader
 from baton.state.prefix_index import PrefixIndex
 from baton.state.records import WorkerRecord, WorkerRole, new_incarnation
 from baton.state.registry import Registration
+from baton.state.shared_credits import CreditExchange
 from baton.telemetry.names import STATE_AGE
 from baton.telemetry.providers import Telemetry
 from baton.v1 import router_pb2_grpc
 from services.router.candidates import Candidates
-from services.router.credits import InFlightCredits, Suspects
+from services.router.choice import make_policy
+from services.router.credits import FleetCredits, InFlightCredits, Suspects
 from services.router.dispatch import Dispatcher
+from services.router.explanations import Explanations
 from services.router.fleet_messages import LONGEST_AGE_S
 from services.router.metrics import RouterMetrics
 from services.router.model import ServedModel
 from services.router.permits import PermitClient
 from services.router.pipeline import Pipeline
-from services.router.policy import RoundRobinPolicy, RoutingPolicy, ScoreWeights, WeightedPolicy
 from services.router.server import SERVICE, RouterServer
+from services.router.sessions import Sessions
+
+__all__ = ["RouterApp", "make_policy", "running_router"]
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +62,6 @@ class RouterApp:
     metrics: RouterMetrics
 
 
-def make_policy(split: SplitPolicy, min_cache_hit_ratio: float) -> RoutingPolicy:
-    """Returns the configured policy."""
-    if split.policy == "round_robin":
-        return RoundRobinPolicy()
-    weights = ScoreWeights(
-        prefix_cache=split.prefix_cache_weight,
-        queue_length=split.queue_length_weight,
-        decode_load=split.decode_load_weight,
-        min_cache_hit_ratio=min_cache_hit_ratio,
-        enable_hotspot_prevention=split.enable_hotspot_prevention,
-    )
-    # Ties must fall differently on each router, so the seed is the operating system's.
-    return WeightedPolicy(weights, random.Random())  # noqa: S311 - not for secrets
-
-
 @asynccontextmanager
 async def running_router(
     config: Config, listening: Listening, model: ServedModel, redis: Redis, telemetry: Telemetry
@@ -83,24 +72,33 @@ async def running_router(
     """
     fleet, index = FleetView(redis), PrefixIndex()
     credits, suspects = InFlightCredits(), Suspects(SUSPECT_S)
-    candidates = Candidates(fleet, index, credits, suspects, model)
+    exchange = CreditExchange(redis, new_incarnation(), credits.recent)
+    candidates = Candidates(fleet, index, FleetCredits(credits, exchange), suspects, model)
     admission_links: LinkPool[Any, Any] = LinkPool(ADMISSION_LINK)
     decode_links: LinkPool[Any, Any] = LinkPool(DECODE_LINK)
     permits = PermitClient(fleet, admission_links)
-    metrics = RouterMetrics(telemetry, model.name)
+    explanations = Explanations()
+    metrics = RouterMetrics(telemetry, model.name, explanations)
     dispatcher = Dispatcher(
         candidates=candidates,
-        policy=make_policy(config.split_policy, config.cache.min_cache_hit_ratio),
+        policy=make_policy(
+            config.split_policy,
+            config.cache.min_cache_hit_ratio,
+            config.qos,
+            config.engine.token_budget,
+        ),
         links=decode_links,
         credits=credits,
         suspects=suspects,
         telemetry=telemetry,
         offload_above_tokens=config.split_policy.prompt_length_threshold,
+        explanations=explanations,
+        sessions=Sessions(),
     )
     pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
     telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
     server = ServiceServer(listening.host, listening.port, [SERVICE])
-    servicer = RouterServer(pipeline, fleet, candidates, model, metrics)
+    servicer = RouterServer(pipeline, fleet, candidates, model, metrics, explanations)
     router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server.grpc)
     async with AsyncExitStack() as stack:
         for links in (admission_links, decode_links):
@@ -108,6 +106,7 @@ async def running_router(
             await stack.enter_async_context(running(_close_idle(links)))
         await stack.enter_async_context(running(fleet.run()))
         await stack.enter_async_context(running(IndexReader(redis, fleet, index).run()))
+        await stack.enter_async_context(running(exchange.run()))
         await fleet.wait_synced()
         await server.start()
         stack.push_async_callback(server.drain, DRAIN_GRACE_S)

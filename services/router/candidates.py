@@ -9,14 +9,13 @@ from baton.blocks import block_hashes, root_hash
 from baton.state.fleet import FleetView
 from baton.state.members import WorkerView
 from baton.state.prefix_index import PrefixIndex
-from baton.state.records import WorkerRole, WorkerStats
-from services.router.credits import InFlightCredits, Suspects
+from baton.state.records import WorkerRole
+from services.router.credits import Credits, Suspects
 from services.router.model import ServedModel
 from services.router.policy import DecodeView, PrefillView
+from services.router.views import ViewMaker, decode_view, prefill_view
 
 logger = logging.getLogger(__name__)
-
-_NO_STATS = WorkerStats(taken_at_s=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +26,7 @@ class _Known:
     has_decode: bool
     context_length: int
     block_size: int
+    kv_bytes_per_token: int
 
 
 class Candidates:
@@ -36,15 +36,15 @@ class Candidates:
         self,
         fleet: FleetView,
         index: PrefixIndex,
-        credits: InFlightCredits,
+        credits: Credits,
         suspects: Suspects,
         model: ServedModel,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fleet = fleet
         self._index = index
-        self._credits = credits
-        self._suspects = suspects
+        self._prefills = ViewMaker(credits, suspects, prefill_view)
+        self._decodes = ViewMaker(credits, suspects, decode_view)
         self._model = model
         self._clock = clock
         self._facts: _Known | None = None
@@ -93,6 +93,11 @@ class Candidates:
         """Tokens per KV block in this fleet; 0 while no worker is known."""
         return self._known().block_size
 
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Bytes of KV that a token takes in this fleet; 0 while no worker is known."""
+        return self._known().kv_bytes_per_token
+
     def hashes(self, input_ids: Sequence[int], cache_salt: str) -> list[int]:
         """Returns the block hashes by which workers announce what they cache."""
         if not self.block_size:
@@ -112,19 +117,14 @@ class Candidates:
 
     def prefill(self, cached: Mapping[str, int]) -> list[PrefillView]:
         """Returns the prefill workers, by worker id."""
-        now_s = self._clock()
-        return [
-            self._prefill_view(view, cached, now_s) for view in self.workers(WorkerRole.PREFILL)
-        ]
+        return self._prefills.views(self.workers(WorkerRole.PREFILL), cached, self._clock())
 
     def decode(self, cached: Mapping[str, int], excluded: Collection[str] = ()) -> list[DecodeView]:
         """Returns the decode workers except the `excluded` incarnations, by worker id."""
-        now_s = self._clock()
-        return [
-            self._decode_view(view, cached, now_s)
-            for view in self.workers(WorkerRole.DECODE)
-            if view.record.incarnation not in excluded
-        ]
+        workers = self.workers(WorkerRole.DECODE)
+        if excluded:
+            workers = [it for it in workers if it.record.incarnation not in excluded]
+        return self._decodes.views(workers, cached, self._clock())
 
     def _known(self) -> "_Known":
         """Returns what the records say; they change only when somebody joins or leaves."""
@@ -138,37 +138,6 @@ class Candidates:
                 has_decode=bool(decode),
                 context_length=min([self._model.context_length, *filter(None, lengths)]),
                 block_size=workers[0].record.block_size if workers else 0,
+                kv_bytes_per_token=workers[0].record.kv_bytes_per_token if workers else 0,
             )
         return self._facts
-
-    def _prefill_view(
-        self, view: WorkerView, cached: Mapping[str, int], now_s: float
-    ) -> PrefillView:
-        record, stats = view.record, view.stats or _NO_STATS
-        unseen = self._credits.unseen(record.incarnation, view.stats_at_s)
-        return PrefillView(
-            worker_id=record.worker_id,
-            incarnation=record.incarnation,
-            address=record.address,
-            queue_length=stats.queued_requests + stats.prefilling_requests + unseen.requests,
-            cached_tokens=cached.get(record.incarnation, 0),
-            stats_age_s=view.age_s(now_s),
-            is_draining=stats.draining,
-            is_suspect=record.incarnation in self._suspects,
-        )
-
-    def _decode_view(self, view: WorkerView, cached: Mapping[str, int], now_s: float) -> DecodeView:
-        record, stats = view.record, view.stats or _NO_STATS
-        unseen = self._credits.unseen(record.incarnation, view.stats_at_s)
-        return DecodeView(
-            worker_id=record.worker_id,
-            incarnation=record.incarnation,
-            address=record.address,
-            queue_length=stats.queued_requests + stats.prefilling_requests,
-            # A lease becomes a running generation as soon as its prompt's KV is here.
-            decode_load=stats.decoding_requests + stats.kv_leases + unseen.requests,
-            cached_tokens=cached.get(record.incarnation, 0),
-            stats_age_s=view.age_s(now_s),
-            is_draining=stats.draining,
-            is_suspect=record.incarnation in self._suspects,
-        )

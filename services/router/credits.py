@@ -1,20 +1,15 @@
-"""What this router sent out and the workers' figures do not show yet."""
+"""What this router and its fellows sent out and the workers' figures do not show yet."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Protocol
+
+from baton.state.shared_credits import CreditExchange, Dispatch, Unseen
 
 _ON_THE_WAY_S = 0.02
 """A dispatch may take this long until a worker's figures can show it. Seconds."""
-
-
-class Unseen(NamedTuple):
-    """Dispatches to one worker that its figures cannot show yet."""
-
-    requests: int
-    tokens: int
 
 
 @dataclass(eq=False, slots=True)
@@ -24,6 +19,22 @@ class Credit:
     incarnation: str
     sent_at_s: float
     tokens: int
+
+
+NOTHING_UNSEEN = Unseen(0, 0)
+
+
+class Credits(Protocol):
+    """Dispatches that count towards a worker's load before its own figures show them."""
+
+    @property
+    def holders(self) -> Collection[str]:
+        """Incarnations of the workers that any dispatch is with."""
+        ...
+
+    def unseen(self, incarnation: str, stats_at_s: float) -> Unseen:
+        """Returns what a worker's figures taken at `stats_at_s` cannot show yet."""
+        ...
 
 
 class InFlightCredits:
@@ -38,6 +49,11 @@ class InFlightCredits:
     def total(self) -> int:
         """Credits held now."""
         return sum(map(len, self._sent.values()))
+
+    @property
+    def holders(self) -> Collection[str]:
+        """Incarnations of the workers that any dispatch is with."""
+        return self._sent.keys()
 
     @contextmanager
     def hold(self, incarnation: str, tokens: int) -> Iterator[None]:
@@ -63,13 +79,48 @@ class InFlightCredits:
 
     def unseen(self, incarnation: str, stats_at_s: float) -> Unseen:
         """Returns what a worker's figures taken at `stats_at_s` cannot show yet."""
+        sent = self._sent.get(incarnation)
+        if sent is None:
+            return NOTHING_UNSEEN
         requests = tokens = 0
-        for credit in reversed(self._sent.get(incarnation, {})):
+        for credit in reversed(sent):
             if credit.sent_at_s < stats_at_s - _ON_THE_WAY_S:
                 break
             requests += 1
             tokens += credit.tokens
-        return Unseen(requests, tokens)
+        return Unseen(requests, tokens) if requests else NOTHING_UNSEEN
+
+    def recent(self, since_s: float) -> list[Dispatch]:
+        """Returns the dispatches that still run and were made since a moment of the clock."""
+        found = []
+        for incarnation, sent in self._sent.items():
+            for credit in reversed(sent):
+                if credit.sent_at_s < since_s:
+                    break
+                found.append(Dispatch(incarnation, credit.sent_at_s, credit.tokens))
+        return found
+
+
+class FleetCredits:
+    """Own dispatches and those that the other routers told of."""
+
+    def __init__(self, own: InFlightCredits, others: CreditExchange) -> None:
+        self._own = own
+        self._others = others
+
+    @property
+    def holders(self) -> Collection[str]:
+        """Incarnations of the workers that any router's dispatch is with."""
+        others = self._others.holders
+        return {*self._own.holders, *others} if others else self._own.holders
+
+    def unseen(self, incarnation: str, stats_at_s: float) -> Unseen:
+        """Returns what a worker's figures taken at `stats_at_s` cannot show yet."""
+        own = self._own.unseen(incarnation, stats_at_s)
+        others = self._others.unseen(incarnation, stats_at_s - _ON_THE_WAY_S)
+        if not others.requests:
+            return own
+        return Unseen(own.requests + others.requests, own.tokens + others.tokens)
 
 
 class Suspects:
@@ -85,6 +136,11 @@ class Suspects:
         now_s = self._clock()
         self._until_s = {name: end for name, end in self._until_s.items() if end > now_s}
         self._until_s[incarnation] = now_s + self._forget_after_s
+
+    def now(self) -> frozenset[str]:
+        """Returns everybody who is suspected now."""
+        now_s = self._clock()
+        return frozenset(name for name, end in self._until_s.items() if end > now_s)
 
     def __contains__(self, incarnation: str) -> bool:
         return self._until_s.get(incarnation, 0.0) > self._clock()

@@ -21,15 +21,20 @@ from baton.telemetry.names import (
     ATTR_DECODE_WORKER,
     ATTR_MATCHED_TOKENS,
     ATTR_POLICY,
+    ATTR_PREDICTED_TPOT_S,
+    ATTR_PREDICTED_TTFT_S,
     ATTR_PREFILL_WORKER,
+    PREDICTED_PART_PREFIX,
     SPAN_ROUTE,
 )
 from baton.telemetry.providers import Telemetry
 from baton.v1 import decode_link_pb2, types_pb2
 from services.router.candidates import Candidates
 from services.router.credits import InFlightCredits, Suspects
+from services.router.explanations import Explanations
 from services.router.generation import Generation
-from services.router.policy import Decision, RouteRequest, RoutingPolicy
+from services.router.policy import Decision, Option, RouteRequest, RoutingPolicy
+from services.router.sessions import Sessions
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +59,8 @@ class Dispatcher:
         suspects: Suspects,
         telemetry: Telemetry,
         offload_above_tokens: int,
+        explanations: Explanations,
+        sessions: Sessions,
     ) -> None:
         self._candidates = candidates
         self._policy = policy
@@ -62,6 +69,8 @@ class Dispatcher:
         self._suspects = suspects
         self._telemetry = telemetry
         self._offload_above_tokens = offload_above_tokens
+        self._explanations = explanations
+        self._sessions = sessions
 
     async def stream(self, generation: Generation) -> AsyncGenerator[DecodeEvent, None]:
         """Yields the events of a whole generation; the last one is `finished`.
@@ -82,21 +91,37 @@ class Dispatcher:
                 return
         yield DecodeEvent(finished=decode_link_pb2.DecodeFinished(finish_reason=_number(reason)))
 
+    def decide(self, generation: Generation, hashes: Sequence[int]) -> Decision:
+        """Returns where the generation would go now. Raises UnavailableError (NO_WORKER)."""
+        cached = self._candidates.cached_tokens(hashes)
+        decode = self._candidates.decode(cached, generation.failed)
+        if not decode:
+            raise _nobody_left(generation)
+        request = RouteRequest(
+            prompt_tokens=len(generation.context_ids),
+            kv_bytes_per_token=self._candidates.kv_bytes_per_token,
+            ttft_slo_s=generation.ttft_slo_s,
+            tpot_slo_s=generation.tpot_slo_s,
+            preferred_decode=self._sessions.worker_of(generation.tenant, generation.session_id),
+        )
+        return self._policy.choose(request, self._candidates.prefill(cached), decode)
+
     def _place(self, generation: Generation) -> Decision:
         with self._telemetry.span(SPAN_ROUTE, generation.traceparent) as span:
             hashes = generation.hashes
             if generation.tokens:
                 hashes = self._candidates.hashes(generation.context_ids, generation.cache_salt)
-            cached = self._candidates.cached_tokens(hashes)
-            decode = self._candidates.decode(cached, generation.failed)
-            if not decode:
-                raise _nobody_left(generation)
-            request = RouteRequest(prompt_tokens=len(generation.context_ids))
-            decision = self._policy.choose(request, self._candidates.prefill(cached), decode)
+            decision = self.decide(generation, hashes)
             self._predict(generation, decision, hashes)
             span.set_attributes(_attributes(decision))
         generation.decision = decision
         generation.migrations = generation.lost_workers
+        if generation.placed_s is None:
+            generation.placed_s = time.monotonic()
+        prompt_tokens = len(generation.context_ids)
+        self._explanations.placed(generation.request_id, decision, prompt_tokens)
+        worker_id = decision.decode.worker_id
+        self._sessions.served(generation.tenant, generation.session_id, worker_id)
         return decision
 
     def _predict(self, generation: Generation, decision: Decision, hashes: Sequence[int]) -> None:
@@ -108,6 +133,8 @@ class Dispatcher:
 
     def _goes_remote(self, generation: Generation, decision: Decision) -> bool:
         """Guesses what the decode worker will decide; only credits and predictions depend on it."""
+        if decision.chosen is not None:
+            return decision.chosen.prefill is not None
         uncached = len(generation.context_ids) - decision.decode.cached_tokens
         return bool(decision.prefill_candidates) and uncached > self._offload_above_tokens
 
@@ -126,6 +153,8 @@ class Dispatcher:
                 async for event in call:
                     kind = event.WhichOneof("event")
                     if kind == "tokens":
+                        if generation.first_token_s is None:
+                            generation.first_token_s = time.monotonic()
                         generation.tokens.extend(event.tokens.output_ids)
                     elif kind == "prefilled":
                         prefilling.close()
@@ -193,8 +222,8 @@ def _number(reason: FinishReason) -> types_pb2.FinishReason.ValueType:
     return types_pb2.FinishReason.ValueType(reason)
 
 
-def _attributes(decision: Decision) -> dict[str, str | int]:
-    attributes: dict[str, str | int] = {
+def _attributes(decision: Decision) -> dict[str, str | int | float]:
+    attributes: dict[str, str | int | float] = {
         ATTR_POLICY: decision.policy,
         ATTR_DECODE_WORKER: decision.decode.worker_id,
         ATTR_MATCHED_TOKENS: decision.decode.cached_tokens,
@@ -203,4 +232,18 @@ def _attributes(decision: Decision) -> dict[str, str | int]:
         best = decision.prefill_candidates[0]
         attributes[ATTR_PREFILL_WORKER] = best.worker_id
         attributes[ATTR_MATCHED_TOKENS] = max(best.cached_tokens, decision.decode.cached_tokens)
+    if decision.chosen is not None:
+        attributes |= _prediction(decision.chosen)
     return attributes
+
+
+def _prediction(chosen: Option) -> dict[str, str | int | float]:
+    terms = chosen.terms
+    return {
+        ATTR_PREDICTED_TTFT_S: terms.ttft_s,
+        ATTR_PREDICTED_TPOT_S: terms.tpot_s,
+        f"{PREDICTED_PART_PREFIX}wait_s": terms.wait_s,
+        f"{PREDICTED_PART_PREFIX}prefill_s": terms.prefill_s,
+        f"{PREDICTED_PART_PREFIX}transfer_s": terms.transfer_s,
+        f"{PREDICTED_PART_PREFIX}admit_s": terms.admit_s,
+    }

@@ -7,7 +7,8 @@ from baton.errors import BatonError
 from baton.requests import FinishReason, Priority, SamplingParams
 from baton.rpc.sampling import sampling_message
 from baton.v1 import decode_link_pb2, types_pb2
-from services.router.policy import Decision
+from services.router.policies.latency import prefill_s, wait_s
+from services.router.policy import Decision, PrefillView
 
 
 @dataclass(slots=True)
@@ -16,7 +17,8 @@ class Generation:
 
     `hashes` are those of the prompt's blocks. `tokens` were received, in order, from whichever
     worker; a next worker goes on after them. `failed` are the incarnations that could not go on,
-    `lost_workers` of them broken and not just full.
+    `lost_workers` of them broken and not just full. `placed_s` is when the first worker was chosen
+    and `first_token_s` when a token came back. The targets are the request's own, in seconds.
     """
 
     request_id: str
@@ -28,12 +30,18 @@ class Generation:
     deadline_s: float | None
     traceparent: str
     hashes: list[int]
+    tenant: str = ""
+    session_id: str = ""
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
     tokens: list[int] = field(default_factory=list)
     failed: dict[str, BatonError] = field(default_factory=dict)
     lost_workers: int = 0
     migrations: int = 0
     decision: Decision | None = None
     sent_s: float = 0.0
+    placed_s: float | None = None
+    first_token_s: float | None = None
 
     def time_left_s(self) -> float | None:
         """Returns what is left of the deadline, or None without one."""
@@ -67,14 +75,25 @@ class Generation:
             priority=types_pb2.Priority.ValueType(self.priority),
             cache_salt=self.cache_salt,
             prefill_candidates=[
-                decode_link_pb2.PrefillCandidate(
-                    worker_id=view.worker_id,
-                    incarnation=view.incarnation,
-                    address=view.address,
-                    queue_length=view.queue_length,
-                    cached_tokens=view.cached_tokens,
-                )
+                _candidate(view, decision, len(self.context_ids))
                 for view in decision.prefill_candidates
             ],
             resumed_tokens=len(self.tokens),
         )
+
+
+def _candidate(
+    view: PrefillView, decision: Decision, prompt_tokens: int
+) -> decode_link_pb2.PrefillCandidate:
+    """Returns a prefill worker to try, with what a policy that predicts expects of it."""
+    message = decode_link_pb2.PrefillCandidate(
+        worker_id=view.worker_id,
+        incarnation=view.incarnation,
+        address=view.address,
+        queue_length=view.queue_length,
+        cached_tokens=view.cached_tokens,
+    )
+    if decision.chosen is not None and view.costs.knows_prefill:
+        message.expected_wait_s = wait_s(view)
+        message.expected_prefill_s = prefill_s(prompt_tokens, view)
+    return message

@@ -12,6 +12,8 @@ from baton.telemetry import names
 from baton.telemetry.providers import Telemetry
 from baton.v1 import types_pb2
 from services.router.answer import Answer, Figures
+from services.router.drift import IndexDrift, observe_generation
+from services.router.explanations import Explanations, outcome_of
 from services.router.generation import Generation
 
 logger = logging.getLogger(__name__)
@@ -39,9 +41,14 @@ class RouterMetrics:
     """The router's meters. Attributes are few and bounded: never a request's or a tenant's name."""
 
     def __init__(
-        self, telemetry: Telemetry, model: str, clock: Callable[[], float] = time.monotonic
+        self,
+        telemetry: Telemetry,
+        model: str,
+        explanations: Explanations,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
+        self._explanations = explanations
         self._clock = clock
         self._ttft = telemetry.histogram(names.TTFT)
         self._tpot = telemetry.histogram(names.TPOT)
@@ -51,6 +58,9 @@ class RouterMetrics:
         self._cached_tokens = telemetry.counter(names.CACHED_TOKENS)
         self._kv_bytes = telemetry.counter(names.KV_BYTES)
         self._migrations = telemetry.counter(names.MIGRATIONS)
+        self.drift = IndexDrift()
+        telemetry.gauge(names.INDEX_DRIFT, lambda: [(self.drift.worst, {})])
+        self._prediction_error = telemetry.histogram(names.PREDICTION_ERROR)
         self.active = 0
 
     @contextmanager
@@ -93,16 +103,29 @@ class RouterMetrics:
         if record.generation is not None and record.generation.migrations:
             self._migrations.add(record.generation.migrations, common)
         if record.answer is not None:
-            self._count_prefill(record.answer, common)
+            self._count_prefill(record.answer, record.generation, common)
         if record.figures is not None:
             self._ttft.record(record.figures.ttft_s, common)
             if record.figures.tpot_s is not None:
                 self._tpot.record(record.figures.tpot_s, common)
+        self._explain(record, common)
         self._log(record, duration_s)
 
-    def _count_prefill(self, answer: Answer, common: dict[str, str]) -> None:
+    def _explain(self, record: RequestRecord, common: dict[str, str]) -> None:
+        generation = record.generation
+        if generation is None or generation.decision is None:
+            return
+        outcome = outcome_of(generation, record.answer, record.figures, record.error_type)
+        self._explanations.ended(record.request_id, outcome)
+        if outcome.prediction_error is not None:
+            policy = {**common, names.ATTR_POLICY: generation.decision.policy}
+            self._prediction_error.record(outcome.prediction_error, policy)
+
+    def _count_prefill(
+        self, answer: Answer, generation: Generation | None, common: dict[str, str]
+    ) -> None:
         prefilled = answer.prefilled
-        if prefilled is None:
+        if prefilled is None or generation is None:
             return
         self._prefills.add(
             1,
@@ -113,6 +136,9 @@ class RouterMetrics:
             },
         )
         self._cached_tokens.add(prefilled.cached_tokens, common)
+        observe_generation(
+            self.drift, generation, prefilled.prefill_worker_id, prefilled.cached_tokens
+        )
         self._kv_bytes.add(answer.kv_bytes, common)
 
     def _log(self, record: RequestRecord, duration_s: float) -> None:

@@ -14,6 +14,7 @@ from baton.v1 import router_pb2
 from services.router.answer import Answer
 from services.router.candidates import Candidates
 from services.router.dispatch import Dispatcher
+from services.router.explanations import Placed, actual_ttft_s, prediction_error
 from services.router.generation import Generation
 from services.router.incoming import Incoming, fitted, tokenize
 from services.router.metrics import RequestRecord, RouterMetrics, mode_name
@@ -88,6 +89,16 @@ class Pipeline:
                 await self._stream(record.answer, generation, permit, write)
                 await self._complete(record, permit, span, write)
 
+    async def route(self, message: router_pb2.GenerateRequest) -> Placed:
+        """Returns where a request would go now; nothing is reserved and nothing remembered.
+
+        Raises what `run` raises for a request that is wrong or that no worker can take.
+        """
+        incoming = check_request(message, self._model)
+        generation = await self._tokenized(incoming, None, "")
+        decision = self._dispatcher.decide(generation, generation.hashes)
+        return Placed(decision, time.time(), len(generation.input_ids))
+
     async def _tokenized(
         self, incoming: Incoming, deadline_s: float | None, traceparent: str
     ) -> Generation:
@@ -105,6 +116,10 @@ class Pipeline:
             deadline_s=deadline_s,
             traceparent=traceparent,
             hashes=self._candidates.hashes(input_ids, incoming.cache_salt),
+            tenant=incoming.tenant,
+            session_id=incoming.session_id,
+            ttft_slo_s=incoming.ttft_slo_s,
+            tpot_slo_s=incoming.tpot_slo_s,
         )
 
     def _need(self, incoming: Incoming, generation: Generation) -> PermitNeed:
@@ -196,6 +211,11 @@ def _account(record: RequestRecord, span: Span) -> None:
             names.ATTR_TTFT_S: figures.ttft_s,
         }
     )
+    if generation.decision.chosen is not None:
+        span.set_attribute(names.ATTR_PREDICTED_TTFT_S, generation.decision.chosen.terms.ttft_s)
+    error = prediction_error(generation, actual_ttft_s(generation))
+    if error is not None:
+        span.set_attribute(names.ATTR_PREDICTION_ERROR, error)
     for part, nanoseconds in figures.parts_ns.items():
         span.set_attribute(f"{names.TTFT_PART_PREFIX}{part}_s", nanoseconds / 1e9)
     if figures.tpot_s is not None:

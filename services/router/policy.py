@@ -1,18 +1,26 @@
 """Which workers a request goes to. Pure: views of the workers in, a decision out.
 
+Here are the interface, the chapter's policy and the plainest one; services/router/policies/ has
+those that predict or compare loads.
+
 What a view says about caches comes from an index that may be behind: a wrong entry costs a miss,
 never a wrong answer.
 """
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
+
+from baton.latency import CostModel
 
 STALE_AFTER_S = 3.0
 """Figures older than this say nothing about a worker's load. Seconds."""
 
 MAX_PREFILL_CANDIDATES = 3
+
+DECLARED_COSTS = CostModel()
+"""What computing costs on a worker that nobody has measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +28,8 @@ class PrefillView:
     """A prefill worker as a router sees it.
 
     `queue_length` counts the prompts waiting or being computed there and the router's own
-    dispatches that its figures do not show yet. `is_suspect` is true for a short time after a
-    request failed there.
+    dispatches that its figures do not show yet, `queued_tokens` their uncached tokens.
+    `is_suspect` is true for a short time after a request failed there.
     """
 
     worker_id: str
@@ -32,6 +40,8 @@ class PrefillView:
     stats_age_s: float = 0.0
     is_draining: bool = False
     is_suspect: bool = False
+    queued_tokens: int = 0
+    costs: CostModel = field(default=DECLARED_COSTS, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +50,8 @@ class DecodeView:
 
     `queue_length` counts the prompts waiting or being computed there, `decode_load` its running
     generations, both with the router's own dispatches that its figures do not show yet.
+    `queued_tokens` are the uncached tokens of the prompts in its queue, `resident_tokens` the KV
+    of running generations; `kv_free_tokens` is room for more, None where it is not known.
     """
 
     worker_id: str
@@ -51,13 +63,25 @@ class DecodeView:
     stats_age_s: float = 0.0
     is_draining: bool = False
     is_suspect: bool = False
+    queued_tokens: int = 0
+    resident_tokens: int = 0
+    kv_free_tokens: int | None = None
+    costs: CostModel = field(default=DECLARED_COSTS, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class RouteRequest:
-    """What placing a request depends on."""
+    """What placing a request depends on.
+
+    The targets are the request's own; None leaves it to the fleet's trade-off.
+    `preferred_decode` is the worker id that served its session last, a soft preference.
+    """
 
     prompt_tokens: int
+    kv_bytes_per_token: int = 0
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    preferred_decode: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +101,53 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """What a placement is predicted to take, in seconds; the first four make the TTFT.
+
+    `interference_s` is the price of what a local prefill does to the streams running there.
+    """
+
+    wait_s: float
+    prefill_s: float
+    transfer_s: float
+    admit_s: float
+    tpot_s: float
+    interference_s: float = 0.0
+
+    @property
+    def ttft_s(self) -> float:
+        """The predicted time to first token."""
+        return self.wait_s + self.prefill_s + self.transfer_s + self.admit_s
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One placement that was considered; without `prefill` the decode worker computes itself.
+
+    `cost_s` is what placements are compared by: TTFT, priced TPOT and priced interference.
+    """
+
+    decode: DecodeView
+    prefill: PrefillView | None
+    terms: Terms
+    cost_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """The decode worker, prefill workers to try (best first), and the scores that led here."""
+    """The decode worker, prefill workers to try (best first), and what led here.
+
+    Policies that predict fill in `options`, best first, and `chosen` among them; the others
+    `decode_scores` and `prefill_scores`, or nothing.
+    """
 
     decode: DecodeView
     prefill_candidates: tuple[PrefillView, ...]
     policy: str
     decode_scores: tuple[Score, ...] = ()
     prefill_scores: tuple[Score, ...] = ()
+    options: tuple[Option, ...] = ()
+    chosen: Option | None = None
 
 
 class RoutingPolicy(Protocol):
@@ -211,9 +274,9 @@ class RoundRobinPolicy:
 
 def usable(views: Sequence[View]) -> Sequence[View]:
     """Returns the healthy workers; without any the doubtful ones, and draining ones at the last."""
-    healthy = [view for view in views if _is_healthy(view)]
+    healthy = [
+        view
+        for view in views
+        if not (view.is_draining or view.is_suspect or view.stats_age_s > STALE_AFTER_S)
+    ]
     return healthy or [view for view in views if not view.is_draining] or views
-
-
-def _is_healthy(view: PrefillView | DecodeView) -> bool:
-    return not (view.is_draining or view.is_suspect or view.stats_age_s > STALE_AFTER_S)

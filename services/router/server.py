@@ -5,11 +5,14 @@ from typing import Any
 
 import grpc
 
+from baton.errors import InvalidRequestError
 from baton.rpc.server import statuses
 from baton.state.fleet import FleetView
 from baton.state.records import WorkerRole
 from baton.v1 import router_pb2, router_pb2_grpc
 from services.router.candidates import Candidates
+from services.router.explain_messages import decision_message, explanation_message
+from services.router.explanations import Explanations
 from services.router.fleet_messages import age_message, worker_message
 from services.router.metrics import RouterMetrics
 from services.router.model import ServedModel
@@ -29,12 +32,14 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         candidates: Candidates,
         model: ServedModel,
         metrics: RouterMetrics,
+        explanations: Explanations,
     ) -> None:
         self._pipeline = pipeline
         self._fleet = fleet
         self._candidates = candidates
         self._model = model
         self._metrics = metrics
+        self._explanations = explanations
 
     # The read-write form of grpc.aio, in which a slow client makes `write` wait.
     async def Generate(  # type: ignore[override]
@@ -80,6 +85,33 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
             state_age=age_message(self._fleet.age_s),
             active_requests=self._metrics.active,
         )
+
+    async def Route(
+        self,
+        request: router_pb2.RouteRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> router_pb2.RouteResponse:
+        """Advises where a request should go; holds no permit and reserves nothing."""
+        async with statuses(context):
+            placed = await self._pipeline.route(request.request)
+        return router_pb2.RouteResponse(decision=decision_message(placed))
+
+    async def Explain(
+        self,
+        request: router_pb2.ExplainRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> router_pb2.ExplainResponse:
+        """Explains the placement of a recent request."""
+        async with statuses(context):
+            explanation = self._explanations.get(request.request_id)
+            if explanation is None:
+                raise InvalidRequestError(
+                    f"this router knows no request {request.request_id!r}: it was another one's, "
+                    "or too many came since",
+                    reason="UNKNOWN_REQUEST",
+                    field="request_id",
+                )
+        return explanation_message(request.request_id, explanation)
 
 
 def _traceparent(context: grpc.aio.ServicerContext[Any, Any]) -> str:

@@ -186,6 +186,12 @@ async def test_bad_input_is_refused_with_its_field(
     assert from_rpc_error(caught.value).field == field  # empty where gRPC itself refused
 
 
+async def test_deadline_already_passed_is_said_at_once(client: Client) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.generate(text=SHORT, timeout_s=0.0)
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
 async def test_deadline_ends_a_request_everywhere(mesh: Mesh, client: Client) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.generate(

@@ -192,7 +192,7 @@ async def test_stats_show_a_busy_engine(llama, fleet) -> None:
                 await anext(events)
             stats = engine.stats()
         assert stats.decoding_requests == 1
-        assert stats.kv_leases == 1
+        assert (stats.kv_leases, stats.kv_blocks_owned > 0) == (0, True)
         assert 0.0 < stats.busy_share <= 1.0
         total = stats.kv_blocks_free + stats.kv_blocks_cached + stats.kv_blocks_owned
         assert total == stats.kv_blocks_total

@@ -161,3 +161,27 @@ def test_every_job_ends_and_every_block_returns_under_pressure() -> None:
     assert scheduler.jobs() == []
     assert scheduler.preemptions > 0
     assert pool.counts().owned == 0
+
+
+def test_lone_decode_that_preempts_itself_is_taken_up_again_at_once() -> None:
+    """The engine sleeps after an empty step, so this job would have waited for ever."""
+    pool = make_pool(8)
+    scheduler = Scheduler(pool, token_budget=64, max_running=8)
+    prefix = [3] * (2 * BLOCK)
+    assert pool.reserve("other", [*prefix, 4], "") is not None
+    job = make_job(1, 0)
+    job.tokens = [*prefix, *([9] * (3 * BLOCK - 1))]
+    # A peer delivered all of it into blocks of its own, while `other` left the prefix cached.
+    grant = pool.reserve("job-1", job.tokens, "")
+    assert grant is not None
+    pool.commit("other", prefix)
+    pool.release("other")
+    job.blocks, job.computed = list(grant.block_ids), len(job.tokens)
+    job.holds_lease = job.is_prefilled = True
+    job.tokens.append(5)
+    scheduler.add(job)
+    for _ in range(3 * BLOCK):
+        if scheduler.preemptions:
+            break
+        assert step(scheduler)
+    assert step(scheduler)

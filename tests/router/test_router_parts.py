@@ -10,9 +10,13 @@ from tokenizers import Tokenizer
 
 from baton.errors import InvalidRequestError, StartupError
 from baton.models import model_dir
-from services.router.credits import InFlightCredits, Suspects
+from baton.state.background import running
+from baton.state.connect import connect
+from baton.state.shared_credits import CreditExchange
+from services.router.credits import FleetCredits, InFlightCredits, Suspects
 from services.router.model import Turn, load_served_model
 from services.router.timing import LAST_PART, MEASURED_PARTS, breakdown, tpot_s, ttft_parts_ns
+from tests.support.waiting import eventually
 
 
 class ManualClock:
@@ -146,3 +150,21 @@ def test_broken_tokenizer_is_a_startup_error(tmp_path: Path) -> None:
     (directory / "tokenizer.json").write_text("{}")
     with pytest.raises(StartupError, match=r"tokenizer\.json"):
         load_served_model(str(directory))
+
+
+async def test_routers_count_each_others_dispatches(redis_url: str) -> None:
+    """Two routers behave as one: a burst through one is load for the other, at once."""
+    clock = ManualClock()
+    async with connect(redis_url) as redis:
+        own, fellow = InFlightCredits(clock), InFlightCredits(clock)
+        mine = CreditExchange(redis, "a", own.recent, clock, clock)
+        other = CreditExchange(redis, "b", fellow.recent, clock, clock)
+        both = FleetCredits(own, mine)
+        async with running(mine.run()), running(other.run()):
+            with own.hold("w1", 100), fellow.hold("w1", 30), fellow.hold("w2", 7):
+                await eventually(lambda: both.unseen("w1", clock()) == (2, 130))
+                assert both.unseen("w2", clock()) == (1, 7)
+                assert set(both.holders) == {"w1", "w2"}
+                assert both.unseen("w1", clock() + 1) == (0, 0)
+            await eventually(lambda: both.unseen("w1", clock()) == (0, 0))
+            await eventually(lambda: not both.holders)

@@ -30,7 +30,7 @@ class Recorded:
         tracers = TracerProvider(shutdown_on_exit=False)
         tracers.add_span_processor(SimpleSpanProcessor(self.spans))
         meters = MeterProvider([self.reader], shutdown_on_exit=False)
-        self.telemetry = Telemetry(tracers.get_tracer("t"), meters.get_meter("t"), tracers, meters)
+        self.telemetry = Telemetry(tracers.get_tracer("t"), meters.get_meter("t"), tracers.shutdown)
 
     def points(self, metric: names.Metric) -> list[Any]:
         data = self.reader.get_metrics_data()
@@ -138,6 +138,27 @@ async def test_metrics_tell_outcome_latency_and_migrations(
         (prefill,) = recorded.points(names.PREFILLS)
         assert prefill.attributes[names.ATTR_PREFILL_MODE] == "remote"
         assert recorded.points(names.STATE_AGE)[0].value < 5
+
+
+async def test_prediction_and_its_error_are_on_the_spans_and_a_metric(
+    redis_url: str, recorded: Recorded
+) -> None:
+    async with control_plane(redis_url) as plane:
+        await plane.decode("decode-0")
+        client = await plane.client(await with_telemetry(plane, recorded))
+        await client.generate(input_ids=[5] * 9, sampling_params=greedy(2))
+        await eventually(lambda: len(recorded.spans.get_finished_spans()) == 3)
+        spans = {span.name: span.attributes or {} for span in recorded.spans.get_finished_spans()}
+        route, request = spans[names.SPAN_ROUTE], spans[names.SPAN_REQUEST]
+        parts = ("wait", "prefill", "transfer", "admit")
+        predicted_s = sum(route[f"{names.PREDICTED_PART_PREFIX}{it}_s"] for it in parts)  # type: ignore[misc]
+        assert route[names.ATTR_PREDICTED_TTFT_S] == pytest.approx(predicted_s)
+        assert route[names.ATTR_PREDICTED_TPOT_S] > 0  # type: ignore[operator]
+        assert request[names.ATTR_PREDICTED_TTFT_S] == pytest.approx(predicted_s)
+        (point,) = recorded.points(names.PREDICTION_ERROR)
+        assert point.count == 1
+        assert point.sum == pytest.approx(request[names.ATTR_PREDICTION_ERROR])
+        assert point.attributes[names.ATTR_POLICY] == "latency"
 
 
 async def test_refused_request_is_counted_with_its_reason(

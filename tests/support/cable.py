@@ -63,5 +63,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         while data := await reader.read(65536):
             writer.write(data)
             await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
+    with contextlib.suppress(OSError):  # ENOTCONN when the other side reset the connection
+        if writer.can_write_eof():
+            writer.write_eof()

@@ -16,10 +16,13 @@ import xxhash
 from baton.blocks import blocks_for, root_hash, token_bytes
 from baton.engine.base import (
     EngineCapabilities,
+    EngineSamples,
     EngineStats,
     KvEvent,
     Prefilled,
+    PrefillSample,
     Reservation,
+    StepSample,
     TokenEvent,
 )
 from baton.errors import InvalidRequestError, OverloadedError
@@ -60,6 +63,9 @@ class FakeEngine:
         self.may_decode = asyncio.Event()
         self.may_decode.set()
         self.aborted_prefills = 0
+        self.device = "fake"
+        self.prefill_samples: list[PrefillSample] = []
+        self.step_samples: list[StepSample] = []
         self.pool = BlockPool(blocks, block_size, lambda salt: root_hash("fake", salt))
         self._block_size = block_size
         self._kv = (ctypes.c_uint64 * blocks)()
@@ -82,6 +88,7 @@ class FakeEngine:
             kv_blocks=len(self._kv),
             tokenizer_digest="none",
             prefills_locally=self._prefills_locally,
+            device=self.device,
         )
 
     async def start(self, transport: KvTransport) -> None:
@@ -175,9 +182,15 @@ class FakeEngine:
             kv_blocks_free=counts.free,
             kv_blocks_cached=counts.cached,
             kv_blocks_owned=counts.owned,
-            kv_leases=counts.leases,
+            kv_leases=len(self._reservations),
             busy_share=0.0,
         )
+
+    def take_samples(self) -> EngineSamples:
+        taken = EngineSamples(tuple(self.prefill_samples), tuple(self.step_samples))
+        self.prefill_samples.clear()
+        self.step_samples.clear()
+        return taken
 
     def take_kv_events(self) -> Sequence[KvEvent]:
         return self.pool.take_events()

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.latency import PREFILL_DEFAULTS, OnlineFit, WorkerCosts, prefill_features
+from baton.latency import (
+    PREFILL_DEFAULTS,
+    TRANSFER_DEFAULTS,
+    CostModel,
+    OnlineFit,
+    WorkerCosts,
+    prefill_features,
+    published,
+)
 
 TRUE_COEFFICIENTS = (0.01, 5e-4, 3e-8)
 Sample = tuple[tuple[float, float, float], float]
@@ -98,3 +106,31 @@ def test_one_repeated_sample_does_not_blow_up() -> None:
     assert fit.predict(prefill_features(100, 0)) == pytest.approx(0.05, rel=0.01)
     fit.update(prefill_features(4000, 0), 2.0)
     assert all(0 <= value < 1 for value in fit.coefficients)
+
+
+def test_published_costs_predict_as_the_fit_does() -> None:
+    costs = WorkerCosts(prefill=fitted(200))
+    model = published(costs, OnlineFit(TRANSFER_DEFAULTS), {})
+    for uncached, cached in ((1, 0), (700, 0), (700, 9000)):
+        assert model.prefill_s(uncached, cached) == pytest.approx(
+            costs.prefill_s(uncached, cached), rel=1e-4
+        )
+    assert model.step_s(7, 900) == pytest.approx(costs.step_s(7, 900), rel=1e-4)
+    assert (model.knows_prefill, model.knows_step) == (True, False)
+    assert model.prefill_s(0, 500) == 0
+
+
+@given(st.integers(0, 50), st.integers(0, 100_000), st.integers(0, 9), st.integers(0, 9_000))
+def test_queue_never_gets_shorter_by_more_work(
+    requests: int, tokens: int, more_requests: int, more_tokens: int
+) -> None:
+    model = CostModel()
+    assert model.queue_s(0, 0) == 0
+    more = model.queue_s(requests + more_requests, tokens + more_tokens)
+    assert more >= model.queue_s(requests, tokens)
+
+
+@pytest.mark.parametrize("bad", [(-1.0, 0.0, 0.0), (float("nan"), 0.0, 0.0)])
+def test_cost_that_cannot_be_is_refused(bad: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="coefficients"):
+        CostModel(prefill=bad)

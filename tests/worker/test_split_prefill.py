@@ -147,8 +147,7 @@ async def test_quarantined_blocks_are_not_reused(fleet: WorkerFleet) -> None:
     (exposed,) = decode.engine.reserved_blocks()
     await prefill.cable.cut()
     await running
-    (still,) = decode.engine.reserved_blocks()
-    assert still == exposed
+    assert exposed in decode.engine.reserved_blocks()  # a probe may hold a block of its own beside
     again = decode.engine.reserve(request_of(LONG))
     assert not set(again.destination.block_ids) & set(exposed)
     decode.engine.release(again)

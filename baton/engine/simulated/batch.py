@@ -93,7 +93,8 @@ class Batch:
         preempted_before = self.preemptions
         decodes = [job for job in self._decoding[:] if self._grow(job)]
         # Preempting to keep decodes going and admitting new prompts at once would be a swing.
-        may_reserve = self.preemptions == preempted_before
+        # With nobody else running, who lost its blocks must take them back: nothing wakes it later.
+        may_reserve = self.preemptions == preempted_before or not (self.prefilling or self.decoding)
         chunks = self._chunks(decodes, may_reserve)
         if not decodes and not chunks:
             return None

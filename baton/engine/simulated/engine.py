@@ -7,7 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from baton.blocks import blocks_for, root_hash
+from baton.blocks import root_hash
+from baton.engine.admit import (
+    ReservationBook,
+    check_destination,
+    check_request,
+    longest_sequence,
+)
 from baton.engine.base import (
     EngineCapabilities,
     EngineSamples,
@@ -23,9 +29,6 @@ from baton.engine.simulated.spec import SimulatedOptions
 from baton.engine.simulated.steps import Steps
 from baton.engine.simulated.tokens import TokenSource
 from baton.errors import (
-    BatonError,
-    InvalidRequestError,
-    OverloadedError,
     PreconditionError,
     StartupError,
     TransferError,
@@ -47,6 +50,7 @@ class _Started:
     steps: Steps
     transport: KvTransport
     capabilities: EngineCapabilities
+    reservations: ReservationBook
 
 
 class SimulatedEngine:
@@ -61,7 +65,6 @@ class SimulatedEngine:
         self._options = options
         self._started: _Started | None = None
         self._arrivals = itertools.count()
-        self._reservations: dict[str, Reservation] = {}
 
     @property
     def capabilities(self) -> EngineCapabilities:
@@ -102,7 +105,13 @@ class SimulatedEngine:
             tokenizer_digest=spec.tokenizer_digest,
             device="simulated",
         )
-        self._started = _Started(pool, Steps(batch, options.block_size), transport, capabilities)
+        self._started = _Started(
+            pool,
+            Steps(batch, options.block_size),
+            transport,
+            capabilities,
+            ReservationBook(pool, transport),
+        )
 
     async def stop(self) -> None:
         """Ends all requests and the transport; again does nothing."""
@@ -110,8 +119,7 @@ class SimulatedEngine:
         if up is None:
             return
         up.steps.stop(UnavailableError("the engine ended", reason="ENGINE_STOPPED"))
-        for reservation in list(self._reservations.values()):
-            self.release(reservation)
+        up.reservations.release_all()
         await up.transport.stop()
         self._started = None
 
@@ -121,37 +129,20 @@ class SimulatedEngine:
 
     def reserve(self, request: EngineRequest) -> Reservation:
         """Pins the cached prefix and blocks for the rest of the prompt and one more token."""
-        up = self._up()
         self._check(request)
-        transfer_id = f"{up.transport.agent}/{request.request_id}/{next(self._arrivals)}"
-        grant = up.pool.reserve(transfer_id, request.input_ids, request.cache_salt)
-        if grant is None or up.pool.grow(transfer_id, len(request.input_ids) + 1) is None:
-            if grant is not None:
-                up.pool.release(transfer_id)
-            raise OverloadedError("the KV pool is full", reason="KV_POOL_FULL")
-        fresh = grant.block_ids[grant.cached_tokens // up.pool.block_size :]
-        try:
-            destination = up.transport.expect(transfer_id, grant.cached_tokens, fresh)
-        except BatonError:
-            up.pool.release(transfer_id)
-            raise
-        reservation = Reservation(request.request_id, destination)
-        self._reservations[transfer_id] = reservation
-        return reservation
+        return self._up().reservations.reserve(request)
 
     def release(self, reservation: Reservation) -> None:
         """Frees a reservation that `generate` did not take over."""
         up = self._up()
-        transfer_id = self._take_over(reservation)
-        up.transport.forget(transfer_id)
-        up.pool.release(transfer_id)
+        up.reservations.release(reservation)
         up.steps.kick()
 
     async def prefill(self, request: EngineRequest, destination: KvDestination) -> Prefilled:
         """Computes the prompt and pushes its KV to `destination` chunk by chunk."""
         up = self._up()
         self._check(request)
-        _check_destination(request, destination, up.pool.block_size)
+        check_destination(request, destination, up.pool.block_size)
         outgoing = up.transport.open(destination)
         job = self._new_job(request)
         job.feed = Feed(outgoing, destination.cached_tokens // up.pool.block_size)
@@ -215,7 +206,7 @@ class SimulatedEngine:
             kv_blocks_free=counts.free,
             kv_blocks_cached=counts.cached,
             kv_blocks_owned=counts.owned,
-            kv_leases=counts.leases,
+            kv_leases=len(up.reservations),
             busy_share=up.steps.busy.read(time.monotonic()),
         )
 
@@ -245,24 +236,8 @@ class SimulatedEngine:
             raise PreconditionError("the engine is not running", reason="ENGINE_DOWN")
         return self._started
 
-    def _longest(self) -> int:
-        """Returns how many tokens, prompt and answer together, a sequence can have here."""
-        capabilities = self._up().capabilities
-        return min(capabilities.context_length, capabilities.kv_blocks * capabilities.block_size)
-
     def _check(self, request: EngineRequest) -> None:
-        """Raises InvalidRequestError for what this engine can never serve."""
-        ids, limit, vocab_size = request.input_ids, self._longest(), self._options.spec.vocab_size
-        if not 0 < len(ids) < limit:
-            raise InvalidRequestError(
-                f"the prompt has {len(ids)} tokens; between 1 and {limit - 1} can be served",
-                reason="PROMPT_LENGTH",
-                field="input_ids",
-            )
-        if min(ids) < 0 or max(ids) >= vocab_size:
-            raise InvalidRequestError(
-                f"token ids must be below {vocab_size}", reason="TOKEN_RANGE", field="input_ids"
-            )
+        check_request(request, self._up().capabilities)
 
     def _new_job(self, request: EngineRequest) -> Job:
         spec, ids, sampling = self._options.spec, request.input_ids, request.sampling
@@ -275,7 +250,7 @@ class SimulatedEngine:
             order=Order(-request.priority, arrival),
             source=TokenSource(prompt, spec.vocab_size, spec.eos_ids),
             answered=request.resumed_tokens,
-            left=min(self._longest() - len(ids), sampling.max_tokens),
+            left=min(longest_sequence(self._up().capabilities) - len(ids), sampling.max_tokens),
             stop_ids=stop_ids if sampling.ignore_eos else stop_ids | spec.eos_ids,
             submitted_s=time.monotonic(),
             tokens=list(ids),
@@ -283,18 +258,10 @@ class SimulatedEngine:
 
     def _adopt(self, job: Job, reservation: Reservation) -> None:
         """Makes a reservation's blocks the job's own."""
-        job.owner = self._take_over(reservation)
+        job.owner = self._up().reservations.take_over(reservation)
         job.blocks = list(self._up().pool.table(job.owner))
         job.computed = job.cached_tokens = reservation.destination.cached_tokens
         job.holds_lease = True
-
-    def _take_over(self, reservation: Reservation) -> str:
-        transfer_id = reservation.destination.transfer_id
-        if self._reservations.pop(transfer_id, None) is None:
-            raise PreconditionError(
-                f"reservation {transfer_id} is over", reason="RESERVATION_UNKNOWN"
-            )
-        return transfer_id
 
     def _submit(self, job: Job) -> None:
         up = self._up()
@@ -315,18 +282,6 @@ def _first_event(job: Job, prefilled: Prefilled) -> TokenEvent:
     if job.request.sampling.logprobs and prefilled.logprob is not None:
         logprobs = (prefilled.logprob,)
     return TokenEvent((prefilled.first_token,), logprobs, job.finish_after(prefilled.first_token))
-
-
-def _check_destination(request: EngineRequest, destination: KvDestination, size: int) -> None:
-    """Raises PreconditionError when the destination is not for this prompt."""
-    prompt = len(request.input_ids)
-    skipped, rest = divmod(destination.cached_tokens, size)
-    if rest or skipped + len(destination.block_ids) != blocks_for(prompt, size):
-        raise PreconditionError(
-            f"transfer {destination.transfer_id}: {len(destination.block_ids)} blocks behind "
-            f"{destination.cached_tokens} cached tokens do not hold a prompt of {prompt}",
-            reason="DESTINATION_MISMATCH",
-        )
 
 
 async def _abort(outgoing: OutgoingTransfer) -> None:

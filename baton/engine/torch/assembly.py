@@ -5,7 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+
 from baton.blocks import root_hash
+from baton.engine.admit import ReservationBook
 from baton.engine.base import EngineCapabilities
 from baton.engine.torch.loop import Output, StepLoop
 from baton.engine.torch.model import LoadedModel, load_model
@@ -46,6 +49,7 @@ class StartedEngine:
     steps: StepLoop
     thread: threading.Thread
     transport: KvTransport
+    reservations: ReservationBook
 
 
 def assemble(
@@ -82,6 +86,7 @@ def assemble(
             kv_layout=layout,
             kv_blocks=block_count,
             tokenizer_digest=model.tokenizer_digest,
+            device=_device_name(model.device),
         ),
         memory=PoolMemory(
             kv.tensor.data_ptr(), block_bytes, block_count, layout, str(model.device)
@@ -90,4 +95,10 @@ def assemble(
         steps=steps,
         thread=threading.Thread(target=steps.run, name="baton-engine", daemon=True),
         transport=transport,
+        reservations=ReservationBook(pool, transport),
     )
+
+
+def _device_name(device: torch.device) -> str:
+    """Returns what kind of device it is: two of the same kind compute equally fast."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -7,9 +7,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
-from baton.blocks import blocks_for
+from baton.engine.admit import check_destination, check_request, longest_sequence
 from baton.engine.base import (
     EngineCapabilities,
+    EngineSamples,
     EngineStats,
     KvEvent,
     Prefilled,
@@ -23,8 +24,6 @@ from baton.engine.torch.loop import Output
 from baton.errors import (
     BatonError,
     InternalError,
-    InvalidRequestError,
-    OverloadedError,
     PreconditionError,
 )
 from baton.kv.transfer import KvDestination, KvTransport, OutgoingTransfer
@@ -41,7 +40,6 @@ class TorchEngine:
         self._started: StartedEngine | None = None
         self._arrivals = itertools.count()
         self._jobs: set[Job] = set()
-        self._reservations: dict[str, Reservation] = {}
         self._prefills: set[asyncio.Future[None]] = set()
 
     @property
@@ -71,8 +69,7 @@ class TorchEngine:
         await asyncio.to_thread(started.thread.join)
         if self._prefills:
             await asyncio.wait(self._prefills, timeout=_STOP_DEADLINE_S)
-        for reservation in list(self._reservations.values()):
-            self.release(reservation)
+        started.reservations.release_all()
         await started.transport.stop()
         self._started = None
 
@@ -82,31 +79,13 @@ class TorchEngine:
 
     def reserve(self, request: EngineRequest) -> Reservation:
         """Pins the cached prefix and blocks for the rest of the prompt and one more token."""
-        up = self._up()
         self._check(request)
-        transfer_id = f"{up.transport.agent}/{request.request_id}/{next(self._arrivals)}"
-        size = up.pool.block_size
-        grant = up.pool.reserve(transfer_id, request.input_ids, request.cache_salt)
-        if grant is None or up.pool.grow(transfer_id, len(request.input_ids) + 1) is None:
-            if grant is not None:
-                up.pool.release(transfer_id)
-            raise OverloadedError("the KV pool is full", reason="KV_POOL_FULL")
-        fresh = grant.block_ids[grant.cached_tokens // size :]
-        try:
-            destination = up.transport.expect(transfer_id, grant.cached_tokens, fresh)
-        except BatonError:
-            up.pool.release(transfer_id)
-            raise
-        reservation = Reservation(request.request_id, destination)
-        self._reservations[transfer_id] = reservation
-        return reservation
+        return self._up().reservations.reserve(request)
 
     def release(self, reservation: Reservation) -> None:
         """Frees a reservation that `generate` did not take over."""
         up = self._up()
-        transfer_id = self._take_over(reservation)
-        up.transport.forget(transfer_id)
-        up.pool.release(transfer_id)
+        up.reservations.release(reservation)
         up.steps.wake()
 
     async def prefill(self, request: EngineRequest, destination: KvDestination) -> Prefilled:
@@ -114,7 +93,7 @@ class TorchEngine:
         up = self._up()
         self._check(request)
         size = up.pool.block_size
-        _check_destination(request, destination, size)
+        check_destination(request, destination, size)
         outgoing = up.transport.open(destination)
         inbox = Inbox()
         job = self._new_job(request, inbox)
@@ -184,9 +163,13 @@ class TorchEngine:
             kv_blocks_free=counts.free,
             kv_blocks_cached=counts.cached,
             kv_blocks_owned=counts.owned,
-            kv_leases=counts.leases,
+            kv_leases=len(up.reservations),
             busy_share=up.steps.busy.share(),
         )
+
+    def take_samples(self) -> EngineSamples:
+        """Returns what steps and prompts took since the last call."""
+        return self._up().steps.samples.take()
 
     def take_kv_events(self) -> Sequence[KvEvent]:
         """Returns what changed in the prefix cache since the last call, in order."""
@@ -211,27 +194,13 @@ class TorchEngine:
         return self._started
 
     def _check(self, request: EngineRequest) -> None:
-        """Raises InvalidRequestError for what this engine can never serve."""
-        capabilities, ids = self._up().capabilities, request.input_ids
-        limit = _longest(capabilities)
-        if not 0 < len(ids) < limit:
-            raise InvalidRequestError(
-                f"the prompt has {len(ids)} tokens; between 1 and {limit - 1} can be served",
-                reason="PROMPT_LENGTH",
-                field="input_ids",
-            )
-        if min(ids) < 0 or max(ids) >= capabilities.vocab_size:
-            raise InvalidRequestError(
-                f"token ids must be below {capabilities.vocab_size}",
-                reason="TOKEN_RANGE",
-                field="input_ids",
-            )
+        check_request(request, self._up().capabilities)
 
     def _new_job(self, request: EngineRequest, inbox: Inbox) -> Job:
         up = self._up()
         prompt, seed = request.input_ids, request.sampling.seed
         arrival = next(self._arrivals)
-        room = _longest(up.capabilities) - len(prompt)
+        room = longest_sequence(up.capabilities) - len(prompt)
         return Job(
             request=request,
             owner=f"{request.request_id}/{arrival}",
@@ -245,18 +214,10 @@ class TorchEngine:
 
     def _adopt(self, job: Job, reservation: Reservation) -> None:
         """Makes a reservation's blocks the job's own."""
-        job.owner = self._take_over(reservation)
+        job.owner = self._up().reservations.take_over(reservation)
         job.blocks = list(self._up().pool.table(job.owner))
         job.computed = job.cached_tokens = reservation.destination.cached_tokens
         job.holds_lease = True
-
-    def _take_over(self, reservation: Reservation) -> str:
-        transfer_id = reservation.destination.transfer_id
-        if self._reservations.pop(transfer_id, None) is None:
-            raise PreconditionError(
-                f"reservation {transfer_id} is over", reason="RESERVATION_UNKNOWN"
-            )
-        return transfer_id
 
     def _submit(self, job: Job) -> None:
         try:
@@ -296,23 +257,6 @@ class TorchEngine:
 def _deliver(outputs: Sequence[Output]) -> None:
     for job, item in outputs:
         job.on_event(item)
-
-
-def _longest(capabilities: EngineCapabilities) -> int:
-    """Returns how many tokens, prompt and answer together, a sequence can have here."""
-    return min(capabilities.context_length, capabilities.kv_blocks * capabilities.block_size)
-
-
-def _check_destination(request: EngineRequest, destination: KvDestination, size: int) -> None:
-    """Raises PreconditionError when the destination is not for this prompt."""
-    prompt = len(request.input_ids)
-    skipped, rest = divmod(destination.cached_tokens, size)
-    if rest or skipped + len(destination.block_ids) != blocks_for(prompt, size):
-        raise PreconditionError(
-            f"transfer {destination.transfer_id}: {len(destination.block_ids)} blocks behind "
-            f"{destination.cached_tokens} cached tokens do not hold a prompt of {prompt}",
-            reason="DESTINATION_MISMATCH",
-        )
 
 
 def _first_event(job: Job, prefilled: Prefilled) -> TokenEvent:

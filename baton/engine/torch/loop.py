@@ -14,6 +14,7 @@ from baton.blocks import blocks_for
 from baton.engine.base import Prefilled, TokenEvent
 from baton.engine.torch.job import Job, JobEnd, Phase
 from baton.engine.torch.runner import StepRunner
+from baton.engine.torch.samples import StepSamples
 from baton.engine.torch.sampling import Choice
 from baton.engine.torch.scheduler import Chunk, Scheduler
 from baton.errors import BatonError, InternalError, UnavailableError
@@ -96,6 +97,7 @@ class StepLoop:
         post: Callable[[Sequence[Output]], None],
     ) -> None:
         self.busy = BusyMeter()
+        self.samples = StepSamples()
         self._runner = runner
         self._scheduler = scheduler
         self._block_size = block_size
@@ -180,6 +182,7 @@ class StepLoop:
             logger.exception("step failed")
             self._fail([chunk.job for chunk in chunks], error)
             return
+        self.samples.note(chunks, time.monotonic() - now_s)
         for chunk in chunks:
             self._scheduler.complete(chunk)
         if fed:
@@ -225,6 +228,7 @@ class StepLoop:
 
     def _retire(self, job: Job, error: BatonError | None = None) -> None:
         self._jobs.remove(job)
+        self.samples.forget(job)
         self._scheduler.remove(job)
         if job.holds_lease and not job.is_only_prefill:
             self._scheduler.release(job)

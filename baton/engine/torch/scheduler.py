@@ -59,7 +59,9 @@ class Scheduler:
         preempted_before = self.preemptions
         chunks = self._decode_chunks()
         budget = self._token_budget - len(chunks)
-        may_reserve = self.preemptions == preempted_before
+        # Who lost its blocks just now does not take them back from the others at once; but with no
+        # others left it must, since an empty step puts the engine to sleep.
+        may_reserve = self.preemptions == preempted_before or not self._running
         prefilling = [job for job in self._running if job.phase is Phase.PREFILLING]
         for job in heapq.merge(prefilling, self._waiting[:], key=_order):
             if budget == 0:

@@ -1,0 +1,1 @@
+"""Benchmarks: load generators, a fleet of simulated workers, and what is measured with them."""

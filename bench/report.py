@@ -1,0 +1,70 @@
+"""How every benchmark reports: a table for people and, last, one JSON line for machines."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def emit(
+    bench: str,
+    figures: Mapping[str, float | None],
+    details: Mapping[str, Any],
+    record: bool = False,
+) -> None:
+    """Prints the figures; with `record` keeps them and the details in bench/results."""
+    for name, value in figures.items():
+        print(f"  {name:40} {'not measured' if value is None else f'{value:,.4g}'}")
+    rounded = {
+        name: None if value is None else float(f"{value:.5g}") for name, value in figures.items()
+    }
+    line = {"bench": bench, "figures": rounded, "machine": machine(), "commit": commit()}
+    if record:
+        RESULTS.mkdir(exist_ok=True)
+        kept = {**line, "details": dict(details)}
+        (RESULTS / f"{bench}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    print(json.dumps(line), flush=True)
+
+
+def machine() -> dict[str, Any]:
+    """Returns what the figures were measured on, and how busy it was with other things."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "system": platform.system(),
+        "load_1min": round(os.getloadavg()[0], 2),
+    }
+
+
+def commit() -> str:
+    """Returns the commit that is checked out, with a plus when there are changes; else empty."""
+    git = ("git", "-C", str(Path(__file__).parent))
+    try:
+        name = subprocess.run(  # noqa: S603 - fixed arguments
+            [*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changes = subprocess.run(  # noqa: S603 - fixed arguments
+            [*git, "status", "--porcelain"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"{name}+" if changes else name
+
+
+def note(text: str) -> None:
+    """Tells on stderr how far a benchmark is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _cpu_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

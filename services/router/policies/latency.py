@@ -1,0 +1,333 @@
+"""One cost in seconds for a pair of workers, chosen jointly (the default policy).
+
+    ttft = wait(p) + prefill(uncached on p) + transfer(bytes not yet on d, p -> d) + admit(d)
+    tpot = step(d with one more)
+    cost = ttft + price * tpot (+ what a local prefill does to the streams running on d)
+
+Computing the prompt on the decode worker itself is one more option for each d. A cached prefix
+makes its holder cheaper by what recomputing takes, so requests stick to it until the holder's
+queue is longer than that; then another worker is cheaper, computes the prefix and holds it too.
+Every coefficient comes from the workers' own measurements (baton/latency.py).
+
+Only the transfer depends on both workers. So each side is ranked by itself first and pairs are
+made of the best few of both: the work grows with the sum of the pools, not with their product.
+"""
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter, itemgetter
+from typing import NamedTuple
+
+from baton.latency import OUTPUT_TOKENS, interference_s, local_prefill_s
+from services.router.policy import (
+    MAX_PREFILL_CANDIDATES,
+    Decision,
+    DecodeView,
+    Option,
+    PrefillView,
+    RouteRequest,
+    Terms,
+    View,
+    usable,
+)
+
+SHORTLIST = 4
+"""Workers of each kind that enter the pairs."""
+
+TIE = 1.02
+"""Costs within this factor of the lowest are equal: predictions are not better than that."""
+
+SESSION_SLACK = 1.1
+"""A session stays with its decode worker where that costs at most this factor more."""
+
+SLO_SHARE = 0.9
+"""Share of a target that a prediction may take: the rest is for its error."""
+
+MAX_OPTIONS = 8
+"""Options that a decision keeps to explain itself."""
+
+_cost = attrgetter("cost_s")
+
+Ranked = tuple[float, View]
+
+
+@dataclass(frozen=True, slots=True)
+class LatencySettings:
+    """What the fleet's configuration says about the trade.
+
+    `tpot_price` is how many seconds of TTFT one second of TPOT is worth: the ratio of the fleet's
+    targets. `chunk_tokens` is the most of a prompt that one step computes. Where a worker is not
+    measured yet, decode workers go by the chapter's rule, so its two bounds are followed here.
+    """
+
+    tpot_price: float = 10.0
+    chunk_tokens: int = 256
+    offload_above_tokens: int = 256
+    prefill_queue_max: int = 16
+
+
+class LatencyPolicy:
+    """Lowest predicted cost; with targets of the request's own, the tightest fit that meets them.
+
+    The tightest fit keeps idle workers for requests that need them. Where nothing meets the
+    targets, the lowest cost is the best that can be done. Near ties fall at random.
+    """
+
+    name = "latency"
+
+    def __init__(self, settings: LatencySettings, rng: random.Random) -> None:
+        self._settings = settings
+        self._rng = rng
+
+    def choose(
+        self,
+        request: RouteRequest,
+        prefill: Sequence[PrefillView],
+        decode: Sequence[DecodeView],
+    ) -> Decision:
+        """See RoutingPolicy."""
+        prefills = self._shortlist(rank_prefills(request, usable(prefill)), request)
+        decodes = self._decodes(request, usable(decode), bool(prefills))
+        options = [
+            option for view in decodes for option in self._options_on(request, view, prefills)
+        ]
+        options.sort(key=_cost)
+        chosen = self._pick(request, options)
+        return Decision(
+            decode=chosen.decode,
+            prefill_candidates=self._candidates(request, chosen, prefills),
+            policy=self.name,
+            options=_kept(options, chosen),
+            chosen=chosen,
+        )
+
+    def evaluate(
+        self, request: RouteRequest, prefill: PrefillView | None, decode: DecodeView
+    ) -> Option:
+        """Returns what one placement is predicted to take."""
+        if prefill is None:
+            terms = self._local(request, decode)
+            return Option(decode, None, terms, self._cost_s(terms))
+        (option,) = self._remotes_on(request, decode, [prefill])
+        return option
+
+    def _cost_s(self, terms: Terms) -> float:
+        return terms.ttft_s + self._settings.tpot_price * terms.tpot_s + terms.interference_s
+
+    def _local(self, request: RouteRequest, decode: DecodeView) -> Terms:
+        settings, costs = self._settings, decode.costs
+        uncached = max(1, request.prompt_tokens - decode.cached_tokens)
+        sequences, resident = decode.decode_load, decode.resident_tokens
+        return Terms(
+            wait_s=wait_s(decode),
+            prefill_s=local_prefill_s(
+                costs, uncached, decode.cached_tokens, sequences, resident, settings.chunk_tokens
+            ),
+            transfer_s=0.0,
+            admit_s=admit_s(request, decode, is_local=True),
+            tpot_s=tpot_s(request, decode),
+            interference_s=interference_s(
+                costs.prefill_s(uncached, decode.cached_tokens), sequences, settings.tpot_price
+            ),
+        )
+
+    def _decodes(
+        self, request: RouteRequest, views: Sequence[DecodeView], has_prefill: bool
+    ) -> Sequence[DecodeView]:
+        """Returns those worth pairing: best to receive, best to compute, and the session's."""
+        if len(views) <= SHORTLIST:
+            return views
+        ranked = rank_decodes(request, views, self._settings)
+        computing = self._shortlist(ranked.computing, request)
+        receiving = self._shortlist(ranked.receiving, request) if has_prefill else []
+        preferred = [v for v in views if v.worker_id == request.preferred_decode]
+        by_id = {view.worker_id: view for view in (*computing, *receiving, *preferred)}
+        return list(by_id.values())
+
+    def _shortlist(self, ranked: "list[Ranked[View]]", request: RouteRequest) -> "list[View]":
+        """Returns the cheapest few, near ties at random; with targets also the fullest that fit."""
+        if len(ranked) <= SHORTLIST:
+            return [view for _, view in sorted(ranked, key=itemgetter(0))]
+        limit_s = TIE * min(ranked, key=itemgetter(0))[0]
+        near = [entry for entry in ranked if entry[0] <= limit_s]
+        if len(near) > SHORTLIST:
+            best = self._rng.sample(near, SHORTLIST)
+        else:
+            best = sorted(ranked, key=itemgetter(0))[:SHORTLIST]
+        if request.ttft_slo_s is not None:
+            within = [entry for entry in ranked if entry[0] <= SLO_SHARE * request.ttft_slo_s]
+            best += sorted(within, key=itemgetter(0), reverse=True)[:SHORTLIST]
+        return list({view.worker_id: view for _, view in best}.values())
+
+    def _options_on(
+        self, request: RouteRequest, decode: DecodeView, prefills: Sequence[PrefillView]
+    ) -> Iterable[Option]:
+        """Yields what the decode worker may do; where it is not measured, what it will do."""
+        settings = self._settings
+        missing = request.prompt_tokens - decode.cached_tokens
+        takers = [p for p in prefills if p.queue_length < settings.prefill_queue_max]
+        has_choice = decode.costs.knows_prefill and any(p.costs.knows_prefill for p in takers)
+        is_remote = bool(takers) and missing > settings.offload_above_tokens
+        if has_choice or not is_remote:
+            yield self.evaluate(request, None, decode)
+        if has_choice or is_remote:
+            yield from self._remotes_on(request, decode, takers)
+
+    def _remotes_on(
+        self, request: RouteRequest, decode: DecodeView, prefills: Sequence[PrefillView]
+    ) -> Iterable[Option]:
+        """Yields the pairs of one decode worker; what depends on it alone is predicted once."""
+        admitted_s = admit_s(request, decode, is_local=False)
+        token_s = tpot_s(request, decode)
+        kv_bytes = max(0, request.prompt_tokens - decode.cached_tokens) * request.kv_bytes_per_token
+        for prefill in prefills:
+            terms = Terms(
+                wait_s=wait_s(prefill),
+                prefill_s=prefill_s(request.prompt_tokens, prefill),
+                transfer_s=decode.costs.transfer_s(prefill.worker_id, kv_bytes),
+                admit_s=admitted_s,
+                tpot_s=token_s,
+            )
+            yield Option(decode, prefill, terms, self._cost_s(terms))
+
+    def _pick(self, request: RouteRequest, options: Sequence[Option]) -> Option:
+        own = [o for o in options if o.decode.worker_id == request.preferred_decode]
+        if request.ttft_slo_s is not None or request.tpot_slo_s is not None:
+            fitting = [option for option in options if _meets(request, option.terms)]
+            # A session's own worker is as good a fit as any that meets the targets.
+            fitting = [option for option in fitting if option in own] or fitting
+            if fitting:
+                tightest = min(_headroom(request, option.terms) for option in fitting)
+                near = [o for o in fitting if _headroom(request, o.terms) <= TIE * tightest]
+                return self._rng.choice(near)
+        best_s = options[0].cost_s
+        if own and own[0].cost_s <= SESSION_SLACK * best_s:
+            return own[0]
+        return self._rng.choice([o for o in options if o.cost_s <= TIE * best_s])
+
+    def _candidates(
+        self, request: RouteRequest, chosen: Option, prefills: Sequence[PrefillView]
+    ) -> tuple[PrefillView, ...]:
+        """Returns the prefill workers for the chosen decode worker, the chosen one first."""
+        first = chosen.prefill
+        rest = [view for view in prefills if view is not first]
+        ranked = sorted(self._remotes_on(request, chosen.decode, rest), key=_cost)
+        views = [option.prefill for option in ranked if option.prefill is not None]
+        return tuple([first, *views] if first is not None else views)[:MAX_PREFILL_CANDIDATES]
+
+
+def wait_s(view: PrefillView | DecodeView) -> float:
+    """Returns how long the prompts ahead of a new one take on a worker."""
+    return view.costs.queue_s(view.queue_length, view.queued_tokens)
+
+
+def tpot_s(request: RouteRequest, decode: DecodeView) -> float:
+    """Returns the decode step's time with the request in it."""
+    resident = decode.resident_tokens + request.prompt_tokens
+    return decode.costs.step_s(decode.decode_load + 1, resident)
+
+
+def admit_s(request: RouteRequest, decode: DecodeView, *, is_local: bool) -> float:
+    """Returns how long a request waits to get into the decode worker.
+
+    A prompt computed here waits for the step under way, half of it on average; a first token that
+    comes from a prefill worker is passed on at once. Both wait for room where the pool is full: it
+    gets its tokens back as streams end, which each does within OUTPUT_TOKENS steps.
+    """
+    if not decode.decode_load:
+        return 0.0
+    step_s = decode.costs.step_s(decode.decode_load, decode.resident_tokens)
+    begin_s = step_s / 2 if is_local else 0.0
+    if decode.kv_free_tokens is None:
+        return begin_s
+    shortage = request.prompt_tokens - decode.cached_tokens - decode.kv_free_tokens
+    if shortage <= 0:
+        return begin_s
+    return begin_s + step_s * OUTPUT_TOKENS * shortage / max(decode.resident_tokens, shortage)
+
+
+def prefill_s(prompt_tokens: int, prefill: PrefillView) -> float:
+    """Returns how long a prefill worker computes a prompt."""
+    # Even with everything cached the last token is computed, for the next one to follow from.
+    uncached = max(1, prompt_tokens - prefill.cached_tokens)
+    return prefill.costs.prefill_s(uncached, prefill.cached_tokens)
+
+
+def rank_prefills(
+    request: RouteRequest, views: Sequence[PrefillView]
+) -> list[tuple[float, PrefillView]]:
+    """Returns what the prefill workers cost, whatever decodes; as fast as `rank_decodes`."""
+    ranked, prompt = [], request.prompt_tokens
+    for view in views:
+        cached = view.cached_tokens
+        uncached = max(1, prompt - cached)
+        start, linear, attention = view.costs.prefill
+        cost_s = start + uncached * (linear + attention * (cached + uncached / 2))
+        if view.queue_length or view.queued_tokens:
+            cost_s += wait_s(view)
+        ranked.append((cost_s, view))
+    return ranked
+
+
+class RankedDecodes(NamedTuple):
+    """Decode workers by what they cost computing the prompt, and receiving it from anybody."""
+
+    computing: list[tuple[float, DecodeView]]
+    receiving: list[tuple[float, DecodeView]]
+
+
+def rank_decodes(
+    request: RouteRequest, views: Sequence[DecodeView], settings: LatencySettings
+) -> RankedDecodes:
+    """Returns the costs of all decode workers.
+
+    This is `LatencyPolicy.evaluate` without the steps between, for the fleet's whole width: each
+    call and each object here would be there once per worker and request.
+    """
+    computing, receiving = [], []
+    prompt, token_bytes = request.prompt_tokens, request.kv_bytes_per_token
+    price, chunk = settings.tpot_price, settings.chunk_tokens
+    for view in views:
+        cached, load, resident = view.cached_tokens, view.decode_load, view.resident_tokens
+        costs = view.costs
+        missing = max(0, prompt - cached)
+        uncached = max(1, prompt - cached)
+        base, each, token = costs.step
+        join_s = base + each * load + token * resident
+        shared_s = price * (join_s + each + token * prompt)
+        if load and view.kv_free_tokens is not None:
+            shared_s += admit_s(request, view, is_local=False)
+        start, linear, attention = costs.prefill
+        alone_s = start + uncached * (linear + attention * (cached + uncached / 2))
+        steps_s = (0.5 - (-uncached // chunk)) * join_s if load else 0.0
+        streams_s = price * load * alone_s / OUTPUT_TOKENS
+        ahead_s = 0.0
+        if view.queue_length or view.queued_tokens:
+            ahead_s = costs.queue_s(view.queue_length, view.queued_tokens)
+        computing.append((shared_s + ahead_s + alone_s + steps_s + streams_s, view))
+        fixed, each_byte = costs.transfer
+        receiving.append((shared_s + fixed + each_byte * missing * token_bytes, view))
+    return RankedDecodes(computing, receiving)
+
+
+def _meets(request: RouteRequest, terms: Terms) -> bool:
+    ttft_slo_s, tpot_slo_s = request.ttft_slo_s, request.tpot_slo_s
+    return (ttft_slo_s is None or terms.ttft_s <= SLO_SHARE * ttft_slo_s) and (
+        tpot_slo_s is None or terms.tpot_s <= SLO_SHARE * tpot_slo_s
+    )
+
+
+def _headroom(request: RouteRequest, terms: Terms) -> float:
+    """Returns what is left of the targets, in shares of them."""
+    left = 0.0
+    if request.ttft_slo_s is not None:
+        left += 1 - terms.ttft_s / request.ttft_slo_s
+    if request.tpot_slo_s is not None:
+        left += 1 - terms.tpot_s / request.tpot_slo_s
+    return left
+
+
+def _kept(options: Sequence[Option], chosen: Option) -> tuple[Option, ...]:
+    best = options[:MAX_OPTIONS]
+    return tuple(best) if chosen in best else (*best[:-1], chosen)

@@ -1,0 +1,1 @@
+"""What a step costs on which hardware, and where that is known from."""

@@ -1,0 +1,1 @@
+"""What is simulated: time, workers with their KV pools, and the links between them."""

@@ -1,0 +1,1 @@
+"""What a run is judged by, and how that is shown."""

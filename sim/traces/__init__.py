@@ -1,0 +1,1 @@
+"""Workloads: readers of public traces and synthetic mixes."""

@@ -1,0 +1,39 @@
+"""A request as a trace describes it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from baton.requests import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class SimRequest:
+    """One request. `hashes` are its prompt's full blocks: equal hashes mean equal prefixes."""
+
+    arrival_s: float
+    prompt_tokens: int
+    output_tokens: int
+    hashes: tuple[int, ...] = ()
+    priority: Priority = Priority.NORMAL
+
+
+class Trace(Protocol):
+    """A workload that can be replayed. `block_tokens` is the size of its hashed blocks."""
+
+    @property
+    def name(self) -> str:
+        """Names the workload and where it is from."""
+        ...
+
+    @property
+    def block_tokens(self) -> int:
+        """Tokens per block of `SimRequest.hashes`, and of the simulated pools."""
+        ...
+
+    def requests(self, seed: int, rate: float = 1.0) -> Iterator[SimRequest]:
+        """Yields the requests by time of arrival, `rate` times as fast as recorded.
+
+        `seed` decides whatever the trace leaves open. Reads as it goes: memory stays bounded.
+        """
+        ...
