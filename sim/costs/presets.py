@@ -35,8 +35,8 @@ BATON_DEFAULTS = Hardware(
 
 H100_COPY = Hardware(
     name="h100-copy",
-    source="coefficients fitted once from Splitwise's table (llama2-70b on 8 H100), rounded",
-    costs=StepCosts((2.5e-2, 7e-5, 1.6e-9), (2.8e-2, 1.9e-4, 2e-7)),
+    source="the fit of `h100` (Splitwise's table, llama2-70b on 8 H100), two digits kept",
+    costs=StepCosts((2.7e-2, 6.1e-5, 6.6e-10), (3.0e-2, 2.0e-4, 1.8e-7)),
     kv_tokens=1_300_000,
     kv_bytes_per_token=327_680,
     gpus=8,

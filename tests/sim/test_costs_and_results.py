@@ -152,3 +152,13 @@ def test_a_run_reports_what_its_policies_did() -> None:
     assert 0.5 < (figures["offload_share"] or 0) <= 1.0
     assert figures["wasted_prefill"] == 0
     assert figures["short_offered"] == 20
+
+
+def test_copy_of_a_fit_is_that_fit() -> None:
+    try:
+        fitted = hardware("h100").costs
+    except UnknownHardwareError as error:
+        pytest.skip(str(error))
+    copy = hardware("h100-copy").costs
+    assert copy.prefill == pytest.approx(fitted.prefill, rel=0.03)
+    assert copy.decode == pytest.approx(fitted.decode, rel=0.03)
