@@ -7,7 +7,6 @@ is linear on purpose: galloping would need every holder of a block to hold its p
 eviction, here or on the worker, does not keep true.
 """
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, repeat
 
@@ -18,7 +17,6 @@ from baton.state.slots import WorkerSlots
 MAX_ENTRIES = 1 << 20
 PREDICTION_TTL_S = 2.0
 _MAX_SHARED_MASKS = 4096
-_KEY_BYTES = 36
 _MIN_SWEEP = 64
 
 
@@ -46,11 +44,6 @@ class PrefixIndex:
 
     def __contains__(self, worker: str) -> bool:
         return worker in self._slots
-
-    @property
-    def size_bytes(self) -> int:
-        """Returns about how much memory the entries take."""
-        return sys.getsizeof(self._masks) + _KEY_BYTES * len(self._masks)
 
     def add(self, worker: str) -> None:
         """Makes a worker known, so that `predict` takes it."""

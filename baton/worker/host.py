@@ -14,6 +14,7 @@ from baton.config import Config
 from baton.engine.base import Engine
 from baton.kv.transfer import KvTransport
 from baton.rpc.server import ServiceServer
+from baton.rpc.worker_info import worker_info
 from baton.state.background import running
 from baton.state.connect import REDIS_ERRORS
 from baton.state.fleet import FleetView
@@ -26,7 +27,6 @@ from baton.worker.cost_store import CostStore
 from baton.worker.costs import CostBook
 from baton.worker.figures import Figures
 from baton.worker.gate import WorkGate
-from baton.worker.messages import worker_info
 from baton.worker.parts import RoleService, WorkerParts
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,8 @@ class WorkerHost:
         return CostStore(redis, self._costs, capabilities.model, device)
 
     def _describe(self) -> types_pb2.WorkerInfo:
-        return worker_info(self._record(), self._figures.read())
+        stats = self._figures.read()
+        return worker_info(self._record(), stats, time.time() - stats.taken_at_s)
 
     def _record(self) -> WorkerRecord:
         capabilities = self._engine.capabilities

@@ -1,19 +1,10 @@
 """Messages of both worker roles to domain values and back."""
 
-import time
-
 from baton.errors import InvalidRequestError
 from baton.kv.transfer import KvDestination, KvReceipt
 from baton.requests import EngineRequest, Priority
 from baton.rpc.sampling import sampling_message, sampling_params
-from baton.rpc.status import duration
-from baton.state.records import WorkerRecord, WorkerRole, WorkerStats
 from baton.v1 import decode_link_pb2, prefill_link_pb2, types_pb2
-
-_ROLES = {
-    WorkerRole.PREFILL: types_pb2.WORKER_ROLE_PREFILL,
-    WorkerRole.DECODE: types_pb2.WORKER_ROLE_DECODE,
-}
 
 Start = decode_link_pb2.DecodeStart | prefill_link_pb2.PrefillStart
 
@@ -87,38 +78,6 @@ def receipt_message(receipt: KvReceipt) -> types_pb2.KvReceipt:
         blocks_digest=receipt.blocks_digest,
         tokens=receipt.tokens,
     )
-
-
-def worker_info(record: WorkerRecord, stats: WorkerStats) -> types_pb2.WorkerInfo:
-    """Returns a worker and its figures as a message."""
-    return types_pb2.WorkerInfo(
-        worker_id=record.worker_id,
-        incarnation=record.incarnation,
-        role=_ROLES[record.role],
-        address=record.address,
-        model=record.model,
-        transfer_backend=record.transfer_backend,
-        stats=_stats_message(stats),
-        stats_age=duration(max(0.0, time.time() - stats.taken_at_s)),
-    )
-
-
-def _stats_message(stats: WorkerStats) -> types_pb2.WorkerStats:
-    message = types_pb2.WorkerStats(
-        queued_requests=stats.queued_requests,
-        queued_tokens=stats.queued_tokens,
-        prefilling_requests=stats.prefilling_requests,
-        decoding_requests=stats.decoding_requests,
-        kv_blocks_total=stats.kv_blocks_total,
-        kv_blocks_free=stats.kv_blocks_free,
-        kv_blocks_cached=stats.kv_blocks_cached,
-        kv_blocks_owned=stats.kv_blocks_owned,
-        kv_leases=stats.kv_leases,
-        busy_share=stats.busy_share,
-        draining=stats.draining,
-    )
-    message.taken_at.FromNanoseconds(round(stats.taken_at_s * 1e9))
-    return message
 
 
 def _priority(number: int) -> Priority:

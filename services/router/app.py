@@ -15,6 +15,7 @@ from baton.config import Config
 from baton.rpc.link import LinkPool
 from baton.rpc.links import ADMISSION_LINK, DECODE_LINK
 from baton.rpc.server import Listening, ServiceServer
+from baton.rpc.worker_info import LONGEST_AGE_S
 from baton.state.background import running
 from baton.state.fleet import FleetView
 from baton.state.index_reader import IndexReader
@@ -30,7 +31,6 @@ from services.router.choice import make_policy
 from services.router.credits import FleetCredits, InFlightCredits, Suspects
 from services.router.dispatch import Dispatcher
 from services.router.explanations import Explanations
-from services.router.fleet_messages import LONGEST_AGE_S
 from services.router.metrics import RouterMetrics
 from services.router.model import ServedModel
 from services.router.permits import PermitClient

@@ -7,13 +7,13 @@ import grpc
 
 from baton.errors import InvalidRequestError
 from baton.rpc.server import statuses
+from baton.rpc.worker_info import age_message, worker_info
 from baton.state.fleet import FleetView
 from baton.state.records import WorkerRole
 from baton.v1 import router_pb2, router_pb2_grpc
 from services.router.candidates import Candidates
 from services.router.explain_messages import decision_message, explanation_message
 from services.router.explanations import Explanations
-from services.router.fleet_messages import age_message, worker_message
 from services.router.metrics import RouterMetrics
 from services.router.model import ServedModel
 from services.router.pipeline import Pipeline
@@ -78,9 +78,11 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
             *self._fleet.workers(WorkerRole.PREFILL),
             *self._fleet.workers(WorkerRole.DECODE),
         ]
+        now_s = time.monotonic()
         return router_pb2.GetFleetResponse(
             workers=[
-                worker_message(view) for view in sorted(views, key=lambda it: it.record.worker_id)
+                worker_info(view.record, view.stats, view.age_s(now_s))
+                for view in sorted(views, key=lambda it: it.record.worker_id)
             ],
             state_age=age_message(self._fleet.age_s),
             active_requests=self._metrics.active,

@@ -52,15 +52,6 @@ class StepCosts:
         base, per_sequence, per_token = self.decode_coefficients(sequences)
         return max(base, self.prefill[0]) + per_sequence * sequences + per_token * resident_tokens
 
-    def scaled(self, factor: float) -> "StepCosts":
-        """Returns the costs of hardware that takes `factor` times as long."""
-        return StepCosts(
-            _times(self.prefill, factor),
-            _times(self.decode, factor),
-            None if self.large_decode is None else _times(self.large_decode, factor),
-            self.large_above,
-        )
-
     def worker_costs(self) -> WorkerCosts:
         """Returns these costs as the model that the mesh predicts with."""
         return WorkerCosts(OnlineFit(_positive(self.prefill)), OnlineFit(_positive(self.decode)))
@@ -71,10 +62,6 @@ class StepCosts:
         first, second, third = costs.prefill.coefficients
         base, per_sequence, per_token = costs.step.coefficients
         return cls((first, second, third), (base, per_sequence, per_token))
-
-
-def _times(values: Coefficients, factor: float) -> Coefficients:
-    return values[0] * factor, values[1] * factor, values[2] * factor
 
 
 def _positive(values: Coefficients) -> Coefficients:

@@ -1,12 +1,9 @@
-"""The fleet as clients see it."""
-
-import time
+"""A worker and its figures as the message that its own service and the router both send."""
 
 from google.protobuf import duration_pb2
 
 from baton.rpc.status import duration
-from baton.state.members import WorkerView
-from baton.state.records import WorkerRole, WorkerStats
+from baton.state.records import WorkerRecord, WorkerRole, WorkerStats
 from baton.v1 import types_pb2
 
 LONGEST_AGE_S = 1e9
@@ -18,9 +15,10 @@ _ROLES = {
 }
 
 
-def worker_message(view: WorkerView) -> types_pb2.WorkerInfo:
-    """Returns a worker and its latest figures with their age now."""
-    record = view.record
+def worker_info(
+    record: WorkerRecord, stats: WorkerStats | None, age_s: float
+) -> types_pb2.WorkerInfo:
+    """Returns a worker and, once it sent any, its figures with their age in seconds."""
     message = types_pb2.WorkerInfo(
         worker_id=record.worker_id,
         incarnation=record.incarnation,
@@ -29,9 +27,9 @@ def worker_message(view: WorkerView) -> types_pb2.WorkerInfo:
         model=record.model,
         transfer_backend=record.transfer_backend,
     )
-    if view.stats is not None:
-        message.stats.CopyFrom(_stats(view.stats))
-        message.stats_age.CopyFrom(age_message(view.age_s(time.monotonic())))
+    if stats is not None:
+        message.stats.CopyFrom(_stats_message(stats))
+        message.stats_age.CopyFrom(age_message(age_s))
     return message
 
 
@@ -40,7 +38,7 @@ def age_message(age_s: float) -> duration_pb2.Duration:
     return duration(min(max(age_s, 0.0), LONGEST_AGE_S))
 
 
-def _stats(stats: WorkerStats) -> types_pb2.WorkerStats:
+def _stats_message(stats: WorkerStats) -> types_pb2.WorkerStats:
     message = types_pb2.WorkerStats(
         queued_requests=stats.queued_requests,
         queued_tokens=stats.queued_tokens,
