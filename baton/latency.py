@@ -144,6 +144,9 @@ OUTPUT_TOKENS = 128
 """Length of an answer where it matters and nobody knows it: what delays a stream once is spread
 over as many tokens, and as many steps pass until a stream frees its KV. Tokens."""
 
+CHUNK_TOKENS = 256
+"""Most tokens of a prompt that are taken to share a step with running streams. Tokens."""
+
 _TYPICAL_PROMPT_TOKENS = 2048
 """Prompts in a queue are taken to be no longer than this where only their sum is known."""
 

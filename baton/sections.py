@@ -73,17 +73,6 @@ class EngineSection(_Section):
         default="torch",
         description="The engine on prefill and decode workers; simulated computes nothing.",
     )
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where it computes; auto takes a GPU when there is one."
-    )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="Its number format; auto is float32 on CPU and bfloat16 on GPU."
-    )
-    token_budget: int = Field(
-        default=256,
-        ge=16,
-        description="Most tokens per engine step; bounds prefill chunks. Tokens.",
-    )
 
 
 class PrefillScaleUp(_Section):

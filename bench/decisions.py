@@ -66,7 +66,6 @@ def measure_decisions(
         config.split_policy,
         config.cache.min_cache_hit_ratio,
         config.qos,
-        config.engine.token_budget,
     )
     hashing, deciding = [], []
     for number in range(decisions):

@@ -103,9 +103,14 @@ def _experiments(question: Question, found: Found) -> list[Experiment]:
     trace: Trace = found.trace
     if question.requests is not None:
         trace = LimitedTrace(trace, question.requests)
-    config = _promising(question.config, question.slo, fleet.mixed_budget)
+    config = _promising(question.config, question.slo)
     made = [
-        Experiment(fleet, trace, PolicySpec(name, config, question.admits_all), question.slo)
+        Experiment(
+            fleet,
+            trace,
+            PolicySpec(name, config, question.admits_all, fleet.mixed_budget),
+            question.slo,
+        )
         for name in question.policies
     ]
     if question.compares_aggregated:
@@ -120,13 +125,12 @@ def _experiments(question: Question, found: Found) -> list[Experiment]:
     return made
 
 
-def _promising(config: Config, slo: Slo, token_budget: int) -> Config:
-    """Admission promises what the run is judged by, and routing knows the workers' chunks."""
+def _promising(config: Config, slo: Slo) -> Config:
+    """Admission promises what the run is judged by."""
     qos = config.qos.model_copy(
         update={"ttft_slo_ms": slo.ttft_s * 1e3, "tpot_slo_ms": slo.tpot_s * 1e3}
     )
-    engine = config.engine.model_copy(update={"token_budget": token_budget})
-    return config.model_copy(update={"qos": qos, "engine": engine})
+    return config.model_copy(update={"qos": qos})
 
 
 def _run_all(

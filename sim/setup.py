@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from baton.config import Config
+from baton.latency import CHUNK_TOKENS
 from services.admission.policy import QosLimits, QueueEstimatePolicy
 from services.decode.policy import ThresholdSplitPolicy
 from services.router.policies.latency import LatencyPolicy, LatencySettings
@@ -14,10 +15,11 @@ from sim.admission import OpenDoor, SimDesk
 from sim.engine.events import EventLoop
 from sim.mesh import Policies
 
-MakeRouting = Callable[[Config, random.Random], RoutingPolicy]
+MakeRouting = Callable[[Config, random.Random, int], RoutingPolicy]
+"""Makes a policy from the settings, a source of chance, and the tokens of a local chunk."""
 
 
-def _weighted(config: Config, rng: random.Random) -> RoutingPolicy:
+def _weighted(config: Config, rng: random.Random, _: int) -> RoutingPolicy:
     split = config.split_policy
     weights = ScoreWeights(
         prefix_cache=split.prefix_cache_weight,
@@ -29,11 +31,11 @@ def _weighted(config: Config, rng: random.Random) -> RoutingPolicy:
     return WeightedPolicy(weights, rng)
 
 
-def _latency(config: Config, rng: random.Random) -> RoutingPolicy:
+def _latency(config: Config, rng: random.Random, chunk_tokens: int) -> RoutingPolicy:
     split, qos = config.split_policy, config.qos
     settings = LatencySettings(
         tpot_price=qos.ttft_slo_ms / qos.tpot_slo_ms,
-        chunk_tokens=config.engine.token_budget,
+        chunk_tokens=chunk_tokens,
         offload_above_tokens=split.prompt_length_threshold,
         prefill_queue_max=split.prefill_queue_max,
     )
@@ -43,19 +45,23 @@ def _latency(config: Config, rng: random.Random) -> RoutingPolicy:
 ROUTING: dict[str, MakeRouting] = {
     "weighted": _weighted,
     "latency": _latency,
-    "least_loaded": lambda config, rng: LeastLoadedPolicy(rng),
-    "power_of_two": lambda config, rng: PowerOfTwoPolicy(rng),
-    "round_robin": lambda config, rng: RoundRobinPolicy(),
+    "least_loaded": lambda config, rng, chunk: LeastLoadedPolicy(rng),
+    "power_of_two": lambda config, rng, chunk: PowerOfTwoPolicy(rng),
+    "round_robin": lambda config, rng, chunk: RoundRobinPolicy(),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class PolicySpec:
-    """Which policies decide. `admits_all` leaves admission out, to see what routing alone does."""
+    """Which policies decide. `admits_all` leaves admission out, to see what routing alone does.
+
+    `chunk_tokens` is the most of a prompt that shares a step with running streams.
+    """
 
     routing: str = "weighted"
     config: Config = field(default_factory=Config)
     admits_all: bool = False
+    chunk_tokens: int = CHUNK_TOKENS
 
     def __post_init__(self) -> None:
         if self.routing not in ROUTING:
@@ -66,7 +72,7 @@ class PolicySpec:
         split = self.config.split_policy
         rng = random.Random(f"routing {seed}")  # noqa: S311 - not for secrets
         return Policies(
-            routing=ROUTING[self.routing](self.config, rng),
+            routing=ROUTING[self.routing](self.config, rng, self.chunk_tokens),
             split=ThresholdSplitPolicy(split.prompt_length_threshold, split.prefill_queue_max),
             prefill_queue_max=split.prefill_queue_max,
             offload_above_tokens=split.prompt_length_threshold,

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from baton.cli.common import ConfigOption, reporting, run_until_signal
+from baton.compute import ComputeOptions, Device, Dtype, TokenBudget
 from baton.local.member import MemberState, StackEvent
 from baton.local.plan import StackOptions
 from baton.local.stack import Stack
@@ -25,6 +26,9 @@ def up(
     router_port: Annotated[
         int | None, typer.Option("--router-port", min=0, max=65535, help="0 is any free port.")
     ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    token_budget: TokenBudget = None,
     no_ui: Annotated[
         bool, typer.Option("--no-ui", help="Plain lines instead of a live table.")
     ] = False,
@@ -35,7 +39,11 @@ def up(
     too unless mesh.redis_url or REDIS_URL names one. Logs go to .baton/run/<time>/.
     """
     options = StackOptions(
-        config_path=config, prefill=prefill, decode=decode, router_port=router_port
+        config_path=config,
+        prefill=prefill,
+        decode=decode,
+        router_port=router_port,
+        compute=ComputeOptions(device, dtype, token_budget),
     )
     with reporting():
         run_until_signal(_up(options, is_live=not no_ui and sys.stdout.isatty()))

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from baton.compute import ComputeOptions
 from baton.config import Config, load_config
 from baton.errors import StartupError
 from baton.local.child import ChildSpec
@@ -22,7 +23,7 @@ _ENV_THREADS = "OMP_NUM_THREADS"
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """How to run a stack. None takes the configuration's value.
+    """How to run a stack. None takes the configuration's value. `compute` is for every worker.
 
     `environ` is added to the environment of this process for all children; `run_dir` receives the
     logs; a child gets `ready_timeout_s` to become ready. Without `is_restarting` a child that
@@ -35,6 +36,7 @@ class StackOptions:
     router_port: int | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     run_dir: Path | None = None
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
     is_restarting: bool = True
     ready_timeout_s: float = 60.0
     stop_grace_s: float = 20.0
@@ -50,6 +52,7 @@ class Plan:
     run_dir: Path
     router_port: int
     workers: Mapping[Role, int]
+    compute: ComputeOptions = field(default_factory=ComputeOptions)
 
     @property
     def embeds_redis(self) -> bool:
@@ -75,6 +78,7 @@ class Plan:
             command += ["--config", str(self.config_path.resolve())]
         environ = {**self.environ, _ENV_REDIS: redis_url}
         if role.is_worker:
+            command += self.compute.arguments()
             environ.setdefault(_ENV_THREADS, str(self._threads()))
         return ChildSpec(name, tuple(command), environ, self._log(name))
 
@@ -102,6 +106,7 @@ def make_plan(options: StackOptions) -> Plan:
             Role.PREFILL: _first(options.prefill, pools.prefill.min_replicas),
             Role.DECODE: _first(options.decode, pools.decode.min_replicas),
         },
+        compute=options.compute,
     )
 
 

@@ -3,31 +3,33 @@
 import importlib
 from types import ModuleType
 
+from baton.compute import ComputeOptions
 from baton.config import Config
 from baton.engine.base import Engine
 from baton.errors import StartupError
 from baton.kv.transfer import KvTransport
+from baton.latency import CHUNK_TOKENS
 from baton.models import model_dir
 
 _MIB = 1 << 20
 
 
-def build_engine(config: Config) -> Engine:
+def build_engine(config: Config, compute: ComputeOptions) -> Engine:
     """Returns the configured engine, not started.
 
     Raises StartupError when it is not installed or the model's directory is incomplete.
     """
     if config.engine.kind == "simulated":
-        return _build_simulated(config)
+        return _build_simulated(config, compute)
     directory = model_dir(config.model)
     torch_engine = _load("baton.engine.torch")
     options = torch_engine.TorchEngineOptions(
         model_dir=str(directory),
         kv_memory_bytes=config.cache.kv_memory_mib * _MIB,
         block_size=config.cache.block_size,
-        device=config.engine.device,
-        dtype=config.engine.dtype,
-        token_budget=config.engine.token_budget,
+        device=compute.device,
+        dtype=compute.dtype,
+        token_budget=compute.token_budget or CHUNK_TOKENS,
         reuse_prefix=config.cache.reuse_prefix,
     )
     engine: Engine = torch_engine.TorchEngine(options)
@@ -43,13 +45,13 @@ def build_transport(config: Config, incarnation: str) -> KvTransport:
     return transport
 
 
-def _build_simulated(config: Config) -> Engine:
+def _build_simulated(config: Config, compute: ComputeOptions) -> Engine:
     simulated = _load("baton.engine.simulated")
     options = simulated.SimulatedOptions(
         spec=simulated.load_spec(config.model),
         kv_memory_bytes=config.cache.kv_memory_mib * _MIB,
         block_size=config.cache.block_size,
-        token_budget=config.engine.token_budget,
+        token_budget=compute.token_budget or CHUNK_TOKENS,
         reuse_prefix=config.cache.reuse_prefix,
     )
     engine: Engine = simulated.SimulatedEngine(options)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from baton.compute import ComputeOptions
 from baton.process import ProcessOptions, Surroundings, run_process
 from baton.state.records import WorkerRole, new_incarnation
 from baton.worker.build import build_engine, build_transport
@@ -12,6 +13,7 @@ from baton.worker.parts import RoleService, WorkerParts
 def run_worker(
     role: WorkerRole,
     options: ProcessOptions,
+    compute: ComputeOptions,
     build_service: Callable[[WorkerParts], RoleService],
 ) -> None:
     """Runs a worker until SIGTERM or SIGINT; exits with 2 and one line when it cannot start."""
@@ -21,7 +23,7 @@ def run_worker(
         host = WorkerHost(
             identity,
             around.config,
-            build_engine(around.config),
+            build_engine(around.config, compute),
             build_transport(around.config, identity.incarnation),
             around.telemetry,
             build_service,

@@ -2,7 +2,9 @@
 
 import typer
 
+from baton.compute import ComputeOptions, Device, Dtype, TokenBudget
 from baton.config import Config
+from baton.latency import CHUNK_TOKENS
 from baton.process import Advertise, ConfigFile, Host, Name, Port, ProcessOptions
 from baton.state.records import WorkerRole
 from baton.worker.command import run_worker
@@ -25,10 +27,16 @@ def serve(
     port: Port = None,
     name: Name = "",
     advertise: Advertise = "",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    token_budget: TokenBudget = None,
 ) -> None:
     """Generate tokens for the fleet's routers until told to stop."""
     run_worker(
-        WorkerRole.DECODE, ProcessOptions(config, host, port, name, advertise), build_service
+        WorkerRole.DECODE,
+        ProcessOptions(config, host, port, name, advertise),
+        ComputeOptions(device, dtype, token_budget),
+        build_service,
     )
 
 
@@ -54,7 +62,7 @@ def make_split_policy(config: Config) -> SplitPolicy:
     if split.policy != "latency":
         return threshold
     price = qos.ttft_slo_ms / qos.tpot_slo_ms
-    return PredictiveSplitPolicy(threshold, price, config.engine.token_budget)
+    return PredictiveSplitPolicy(threshold, price, CHUNK_TOKENS)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import typer
 
+from baton.compute import ComputeOptions, Device, Dtype, TokenBudget
 from baton.process import Advertise, ConfigFile, Host, Name, Port, ProcessOptions
 from baton.state.records import WorkerRole
 from baton.worker.command import run_worker
@@ -20,10 +21,16 @@ def serve(
     port: Port = None,
     name: Name = "",
     advertise: Advertise = "",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    token_budget: TokenBudget = None,
 ) -> None:
     """Compute prompts for the fleet's decode workers until told to stop."""
     run_worker(
-        WorkerRole.PREFILL, ProcessOptions(config, host, port, name, advertise), build_service
+        WorkerRole.PREFILL,
+        ProcessOptions(config, host, port, name, advertise),
+        ComputeOptions(device, dtype, token_budget),
+        build_service,
     )
 
 

@@ -85,7 +85,6 @@ async def running_router(
             config.split_policy,
             config.cache.min_cache_hit_ratio,
             config.qos,
-            config.engine.token_budget,
         ),
         links=decode_links,
         credits=credits,

@@ -3,27 +3,26 @@
 import random
 
 from baton.config import Qos, SplitPolicy
+from baton.latency import CHUNK_TOKENS
 from services.router.policies.latency import LatencyPolicy, LatencySettings
 from services.router.policies.load import LeastLoadedPolicy, PowerOfTwoPolicy
 from services.router.policy import RoundRobinPolicy, RoutingPolicy, ScoreWeights, WeightedPolicy
 
 _QOS = Qos()
-_TOKEN_BUDGET = 256
 
 
 def make_policy(
     split: SplitPolicy,
     min_cache_hit_ratio: float,
     qos: Qos = _QOS,
-    token_budget: int = _TOKEN_BUDGET,
     rng: random.Random | None = None,
 ) -> RoutingPolicy:
-    """Returns the configured policy; `token_budget` is that of the workers' steps."""
+    """Returns the configured policy."""
     # Ties must fall differently on each router, so the seed is the operating system's.
     rng = rng or random.Random()  # noqa: S311 - not for secrets
     match split.policy:
         case "latency":
-            return LatencyPolicy(latency_settings(split, qos, token_budget), rng)
+            return LatencyPolicy(latency_settings(split, qos), rng)
         case "weighted":
             return WeightedPolicy(_weights(split, min_cache_hit_ratio), rng)
         case "least_loaded":
@@ -34,11 +33,11 @@ def make_policy(
             return RoundRobinPolicy()
 
 
-def latency_settings(split: SplitPolicy, qos: Qos, token_budget: int) -> LatencySettings:
+def latency_settings(split: SplitPolicy, qos: Qos) -> LatencySettings:
     """Returns what the latency policy needs of the configuration."""
     return LatencySettings(
         tpot_price=qos.ttft_slo_ms / qos.tpot_slo_ms,
-        chunk_tokens=token_budget,
+        chunk_tokens=CHUNK_TOKENS,
         offload_above_tokens=split.prompt_length_threshold,
         prefill_queue_max=split.prefill_queue_max,
     )

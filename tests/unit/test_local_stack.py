@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from baton.compute import ComputeOptions
 from baton.errors import StartupError
 from baton.local.child import ChildSpec, log_tail, start_child
 from baton.local.member import Member, MemberState, StackEvent
@@ -172,3 +173,12 @@ def test_run_dir_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     options = StackOptions(run_dir=blocker / "run", environ=OWN_REDIS)
     with pytest.raises(StartupError, match="no folder for logs can be made"):
         make_plan(options)
+
+
+def test_every_worker_gets_the_compute_flags_and_nobody_else(tmp_path: Path) -> None:
+    compute = ComputeOptions(device="cpu", dtype="bfloat16", token_budget=128)
+    plan = make_plan(StackOptions(run_dir=tmp_path, compute=compute, environ=OWN_REDIS))
+    flags = ("--device", "cpu", "--dtype", "bfloat16", "--token-budget", "128")
+    for role in (Role.PREFILL, Role.DECODE):
+        assert plan.service_spec(role, "it", 0, "redis://here").command[-len(flags) :] == flags
+    assert "--device" not in plan.service_spec(Role.ROUTER, "it", 0, "redis://here").command

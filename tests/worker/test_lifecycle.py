@@ -8,6 +8,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from redis.asyncio import Redis
 
+from baton.compute import ComputeOptions
 from baton.config import load_config
 from baton.errors import RegistrationError, StartupError, UnavailableError
 from baton.state import keys
@@ -121,7 +122,7 @@ async def test_taken_port_is_named(fleet: WorkerFleet) -> None:
 def test_missing_model_directory_is_named() -> None:
     config = load_config(environ={"BATON_MODEL": "/no/such/model"})
     with pytest.raises(StartupError, match="/no/such/model"):
-        build_engine(config)
+        build_engine(config, ComputeOptions())
 
 
 async def test_lost_block_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
