@@ -13,7 +13,7 @@ from baton.config import Config
 from sim.costs.presets import hardware
 from sim.engine.links import LinkSpec
 from sim.experiment import Experiment, LimitedTrace, Run, run_once
-from sim.fleet import FleetSpec
+from sim.fleet import MIXED_BUDGET, FleetSpec
 from sim.results import plots
 from sim.results.recorder import Slo
 from sim.results.summary import Estimate, as_json, summarise
@@ -98,7 +98,7 @@ def _experiments(question: Question, found: Found) -> list[Experiment]:
         question.aggregated,
         kv_tokens=question.kv_tokens,
         link=LinkSpec(bandwidth=question.bandwidth),
-        **({} if question.mixed_budget is None else {"mixed_budget": question.mixed_budget}),
+        mixed_budget=question.mixed_budget or MIXED_BUDGET,
     )
     trace: Trace = found.trace
     if question.requests is not None:

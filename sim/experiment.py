@@ -62,8 +62,8 @@ class Experiment:
 
     def workload(self, seed: int) -> Profile:
         """Reads the workload once, for its ideal hit rates."""
-        cache_tokens = self.fleet.pool_tokens * self.fleet.workers
-        return profile(self.trace.requests(seed, self.rate), self.trace.block_tokens, cache_tokens)
+        requests = self.trace.requests(seed, self.rate)
+        return profile(requests, self.trace.block_tokens, self.fleet.all_pools_tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,25 +5,25 @@ about: queues, steps, caches, transfers. Every hop between two services is an ev
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 
 from baton.state.prefix_index import PrefixIndex
 from services.admission.ledger import Permit
 from services.admission.policy import PermitRequest
-from services.decode.policy import SplitPolicy, SplitReason
-from services.router.policy import RouteRequest, RoutingPolicy
-from sim.admission import OpenDoor, SimDesk
+from services.decode.policy import SplitReason
+from services.router.policy import Decision, RouteRequest
 from sim.engine.events import EventLoop
 from sim.engine.job import Job
 from sim.engine.links import Network, Transfer
-from sim.engine.pool import SimPool
-from sim.engine.worker import SimWorker
 from sim.fleet import FleetSpec
 from sim.flight import Flight
+from sim.observe import LiveRequest, Observation, Role
 from sim.oracle import Oracle
 from sim.outcome import Ending, Outcome
-from sim.views import FleetViews, Sight
+from sim.outlook import outlook
+from sim.policies import MeshTiming, Policies
+from sim.roster import Roster
+from sim.views import Sight
 from sim.workload import SimRequest
 
 MAX_ATTEMPTS = 3
@@ -35,24 +35,10 @@ LOCAL_ONLY = "AGGREGATED"
 
 _ORACLE_WORKERS = 64
 
+Controller = Callable[[Observation], None]
+"""Called every so many simulated seconds; it may change the roster."""
 
-@dataclass(frozen=True, slots=True)
-class MeshTiming:
-    """What the mesh itself takes: deciding in the router, and one message between processes."""
-
-    route_s: float = 1e-3
-    hop_s: float = 5e-4
-
-
-@dataclass(frozen=True, slots=True)
-class Policies:
-    """The objects that decide. `admission` makes the desk, since it needs the run's clock."""
-
-    routing: RoutingPolicy
-    split: SplitPolicy
-    prefill_queue_max: int
-    offload_above_tokens: int
-    desk: Callable[[EventLoop, int, int], SimDesk | OpenDoor]
+_DECODES = (Role.DECODE, Role.AGGREGATED)
 
 
 class SimMesh:
@@ -80,26 +66,15 @@ class SimMesh:
         self._block_tokens = block_tokens
         self._index = PrefixIndex()
         self._network = Network(self.loop, spec.link)
-        self._changed: set[int] = set()
-        self.prefill = [self._sight(n, f"prefill-{n}") for n in range(spec.prefill)]
-        self.decode = [
-            self._sight(spec.prefill + n, f"decode-{n}")
-            for n in range(spec.decode + spec.aggregated)
-        ]
-        self._aggregated = {sight.name for sight in self.decode[spec.decode :]}
-        self._sights = {sight.name: sight for sight in (*self.prefill, *self.decode)}
-        self._views = FleetViews(self.prefill, self.decode, self._changed)
-        self._desk = policies.desk(self.loop, spec.prefill, len(self.decode))
-        self.oracle = Oracle(
-            [sight.worker for sight in self.prefill],
-            [sight.worker for sight in self.decode],
-            spec.link,
-            spec.hardware.kv_bytes_per_token,
-        )
+        self.roster = Roster(spec, block_tokens, self.loop, self._index, self, self._resized)
+        self.oracle = Oracle(self.roster, spec.link, spec.hardware.kv_bytes_per_token)
         self._oracle_every = -(-spec.workers // _ORACLE_WORKERS) if asks_oracle else 0
         self._requests: Iterator[SimRequest] = iter(())
-        self.offered = 0
-        self.live = 0
+        self._flights: dict[int, Flight] = {}
+        self._has_more = False
+        self.offered = self.rejected = self.served = 0
+        self._desk = policies.desk(self)
+        self._resized()
 
     def run(self, requests: Iterator[SimRequest]) -> None:
         """Replays `requests`, which come in the order of their arrival, until the last one ended.
@@ -109,52 +84,84 @@ class SimMesh:
         self._requests = requests
         self._await_next()
         self.loop.run()
-        assert self.live == 0, f"{self.live} requests never ended"
-        for sight in self._sights.values():
+        assert not self._flights, f"{len(self._flights)} requests never ended"
+        for sight in self.roster.sights.values():
             sight.worker.pool.check()
 
-    def _sight(self, index: int, name: str) -> Sight:
-        spec = self.spec
-        self._index.add(name)
-        pool = SimPool(
-            spec.pool_tokens // self._block_tokens,
-            self._block_tokens,
-            partial(self._index.store, name),
-            partial(self._index.remove, name),
+    def every(self, period_s: float, controller: Controller) -> None:
+        """Calls a controller each `period_s` until the last request has ended."""
+        self.loop.after(period_s, self._control, (period_s, controller))
+
+    def observe(self) -> Observation:
+        """See `MeshState`."""
+        return Observation(
+            self.loop.now_s,
+            tuple(self.roster.states()),
+            tuple(self.roster.starting),
+            self.offered,
+            self.rejected,
+            self.served,
+            sum(flight.permit is None for flight in self._flights.values()),
         )
-        worker = SimWorker(
-            index,
-            self.loop,
-            spec.hardware.costs,
-            pool,
-            self,
-            token_budget=spec.prefill_budget if index < spec.prefill else spec.mixed_budget,
-            max_running=spec.max_running,
-            changed=self._changed,
-        )
-        return Sight(name, worker, spec.known_costs, self._changed)
+
+    def live_requests(self) -> Iterator[LiveRequest]:
+        """See `MeshState`."""
+        return (flight.live() for flight in self._flights.values())
+
+    def cached_tokens(self, request: SimRequest) -> int:
+        """See `MeshState`."""
+        depths = self._index.match(request.hashes, self.loop.now_s)
+        return max(depths.values(), default=0) * self._block_tokens
+
+    @property
+    def prefill(self) -> list[Sight]:
+        """All prefill workers, those that left too."""
+        return self.roster.ever(Role.PREFILL)
+
+    @property
+    def decode(self) -> list[Sight]:
+        """All workers that decode, those that left too."""
+        return self.roster.ever(*_DECODES)
+
+    @property
+    def gpu_seconds(self) -> float:
+        """What the workers that were there cost so far; those that start count from their join."""
+        now_s, spec = self.loop.now_s, self.spec
+        return sum(spec.of(it.role).gpus * it.present_s(now_s) for it in self.roster.ever(*Role))
+
+    def _control(self, task: tuple[float, Controller]) -> None:
+        period_s, controller = task
+        if self._has_more or self._flights:
+            controller(self.observe())
+            self.loop.after(period_s, self._control, task)
+
+    def _resized(self) -> None:
+        count = self.roster.count
+        self._desk.resize(count(Role.PREFILL), count(*_DECODES))
 
     # --- the door
 
     def _await_next(self) -> None:
         request = next(self._requests, None)
+        self._has_more = request is not None
         if request is not None:
             self.loop.at(request.arrival_s, self._arrive, request)
 
     def _arrive(self, request: SimRequest) -> None:
         flight = Flight(self.offered, request)
         self.offered += 1
-        self.live += 1
+        self._flights[flight.index] = flight
         self._await_next()
-        longest = request.prompt_tokens + request.output_tokens
-        if longest > (self.spec.pool_tokens // self._block_tokens) * self._block_tokens:
+        longest, room = request.prompt_tokens + request.output_tokens, self.spec.smallest_pool
+        if longest > (room // self._block_tokens) * self._block_tokens:
             self._end(flight, Ending.REJECTED, TOO_LONG)
             return
         permit_request = PermitRequest(
             request_id=str(flight.index),
+            tenant=request.tenant,
             priority=request.priority,
             prompt_tokens=request.prompt_tokens,
-            uncached_tokens=request.prompt_tokens,
+            uncached_tokens=request.prompt_tokens - self.cached_tokens(request),
             max_tokens=request.output_tokens,
         )
         self._desk.arrive(
@@ -172,9 +179,9 @@ class SimMesh:
     def _place(self, flight: Flight) -> None:
         request, now_s = flight.request, self.loop.now_s
         depths = self._index.match(request.hashes, now_s)
-        cached = {self._sights[name]: depth * self._block_tokens for name, depth in depths.items()}
-        self._views.look(cached)
-        decode = self._views.decode(flight.failed)
+        views, size = self.roster.views, self._block_tokens
+        views.look({name: depth * size for name, depth in depths.items()})
+        decode = views.decode(flight.failed)
         if not decode or len(flight.failed) >= MAX_ATTEMPTS:
             self._end(flight, Ending.REJECTED, KV_POOL_FULL)
             return
@@ -182,18 +189,31 @@ class SimMesh:
             prompt_tokens=request.prompt_tokens,
             kv_bytes_per_token=self.spec.hardware.kv_bytes_per_token,
         )
-        decision = self._policies.routing.choose(route, self._views.prefill(), decode)
-        flight.decision = decision
-        flight.decode = self._sights[decision.decode.worker_id]
-        flight.decode.send()
-        self._predict(flight, decision.decode.worker_id, decision.decode.cached_tokens)
-        uncached = request.prompt_tokens - decision.decode.cached_tokens
-        if decision.prefill_candidates and uncached > self._policies.offload_above_tokens:
-            best = decision.prefill_candidates[0]
-            flight.credited = self._sights[best.worker_id]
-            flight.credited.send()
-            self._predict(flight, best.worker_id, best.cached_tokens)
+        flight.decision = self._policies.routing.choose(route, views.prefill(), decode)
+        self._dispatch(flight, flight.decision)
         self.loop.after(self._timing.hop_s, self._at_decode, flight)
+
+    def _dispatch(self, flight: Flight, decision: Decision) -> None:
+        """Counts what is on its way, as a router's credits and predictions do."""
+        prompt_tokens = flight.request.prompt_tokens
+        flight.decode = self.roster.sights[decision.decode.worker_id]
+        self._predict(flight, decision.decode.worker_id, decision.decode.cached_tokens)
+        flight.local_tokens = prompt_tokens - decision.decode.cached_tokens
+        if self._goes_remote(flight, decision):
+            best = decision.prefill_candidates[0]
+            flight.local_tokens = 0
+            flight.credited = self.roster.sights[best.worker_id]
+            flight.credited_tokens = prompt_tokens - best.cached_tokens
+            flight.credited.send(flight.credited_tokens)
+            self._predict(flight, best.worker_id, best.cached_tokens)
+        flight.decode.send(flight.local_tokens)
+
+    def _goes_remote(self, flight: Flight, decision: Decision) -> bool:
+        """Guesses what the decode worker will decide, as the router does."""
+        if decision.chosen is not None:
+            return decision.chosen.prefill is not None
+        uncached = flight.request.prompt_tokens - decision.decode.cached_tokens
+        return bool(decision.prefill_candidates) and uncached > self._policies.offload_above_tokens
 
     def _predict(self, flight: Flight, worker: str, cached_tokens: int) -> None:
         missing = flight.request.hashes[cached_tokens // self._block_tokens :]
@@ -205,8 +225,11 @@ class SimMesh:
         decode, decision = flight.decode, flight.decision
         assert decode is not None
         assert decision is not None
-        decode.send(-1)
-        if decode.name in self._aggregated:
+        decode.arrived(flight.local_tokens)
+        if decode.is_draining:
+            self._refused(flight, decode)
+            return
+        if decode.role is Role.AGGREGATED:
             flight.reason = LOCAL_ONLY
         else:
             prompt_tokens = flight.request.prompt_tokens
@@ -214,6 +237,7 @@ class SimMesh:
                 prompt_tokens,
                 decode.worker.pool.match(flight.request.hashes, prompt_tokens),
                 [view.queue_length for view in decision.prefill_candidates],
+                outlook(decode, decision, prompt_tokens, self.spec.hardware.kv_bytes_per_token),
             )
             flight.reason = split.reason
             flight.candidates = iter(split.candidates)
@@ -233,25 +257,28 @@ class SimMesh:
             return
         lease = decode.worker.pool.reserve(request.hashes, request.prompt_tokens)
         if lease is None:
-            self._settle_credit(flight)
-            flight.failed.add(decode.name)
-            self.loop.after(self._timing.hop_s, self._place, flight)
+            self._refused(flight, decode)
             return
         flight.lease = lease
         flight.at_decode = lease.pinned * self._block_tokens
-        flight.prefill = self._sights[decision.prefill_candidates[candidate].worker_id]
+        name = decision.prefill_candidates[candidate].worker_id
+        flight.prefill = self.roster.sights.get(name)
         decode.reserve()
         self.loop.after(self._timing.hop_s, self._at_prefill, flight)
+
+    def _refused(self, flight: Flight, decode: Sight) -> None:
+        """Lets the router place the request again, on another worker."""
+        self._settle_credit(flight)
+        flight.failed.add(decode.name)
+        self.loop.after(self._timing.hop_s, self._place, flight)
 
     # --- the prefill worker
 
     def _at_prefill(self, flight: Flight) -> None:
         decode, prefill = flight.decode, flight.prefill
         assert decode is not None
-        assert prefill is not None
         self._settle_credit(flight)
-        waiting = prefill.reserved - prefill.worker.prefilling
-        if waiting >= self._policies.prefill_queue_max:
+        if prefill is None or self._is_full(prefill):
             self.loop.after(self._timing.hop_s, self._declined, flight)
             return
         self._ask_oracle(flight, prefill)
@@ -262,6 +289,10 @@ class SimMesh:
         flight.pushed = flight.at_decode
         flight.remote_job = Job(flight.request, flight.order, flight, is_only_prefill=True)
         prefill.worker.submit(flight.remote_job)
+
+    def _is_full(self, prefill: Sight) -> bool:
+        waiting = prefill.reserved - prefill.worker.prefilling
+        return prefill.is_draining or waiting >= self._policies.prefill_queue_max
 
     def _declined(self, flight: Flight) -> None:
         assert flight.decode is not None
@@ -275,7 +306,7 @@ class SimMesh:
 
     def _settle_credit(self, flight: Flight) -> None:
         if flight.credited is not None:
-            flight.credited.send(-1)
+            flight.credited.arrived(flight.credited_tokens)
             flight.credited = None
 
     def _ask_oracle(self, flight: Flight, chosen: Sight) -> None:
@@ -347,37 +378,19 @@ class SimMesh:
         self._desk.prefill_done(flight.permit)
 
     def _end(self, flight: Flight, ending: Ending, reason: str) -> None:
-        self.live -= 1
+        del self._flights[flight.index]
         ended_s = self.loop.now_s + self._timing.hop_s
         if ending is Ending.REJECTED:
+            self.rejected += 1
             self._on_outcome(Outcome(flight.request, ending, reason, ended_s))
         else:
-            self._on_outcome(_served(flight, ended_s))
+            self.served += 1
+            self._on_outcome(flight.outcome(ended_s))
         if flight.permit is not None:
             self._desk.release(flight.permit)
+        self.roster.settle()
 
 
 def _flight_of(job: Job) -> Flight:
     assert isinstance(job.owner, Flight)
     return job.owner
-
-
-def _served(flight: Flight, ended_s: float) -> Outcome:
-    request, job, decode = flight.request, flight.local_job, flight.decode
-    assert job is not None
-    assert decode is not None
-    assert flight.first_token_s is not None
-    later_tokens = request.output_tokens - 1
-    prefill = flight.prefill if flight.remote_job is not None else None
-    return Outcome(
-        request,
-        Ending.SERVED,
-        flight.reason,
-        ended_s,
-        ttft_s=flight.first_token_s - request.arrival_s,
-        tpot_s=(ended_s - flight.first_token_s) / later_tokens if later_tokens else None,
-        cached_tokens=job.cached,
-        is_remote=prefill is not None,
-        prefill_worker=(prefill or decode).name,
-        decode_worker=decode.name,
-    )

@@ -7,11 +7,12 @@ and the request's own uncached tokens there. A decision agrees when the TTFT pre
 placement that was executed is at most 5 % above the least of all candidates.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sim.engine.links import LinkSpec
 from sim.engine.worker import SimWorker
+from sim.observe import Role
+from sim.roster import Roster
 from sim.workload import SimRequest
 
 TOLERANCE = 1.05
@@ -33,16 +34,9 @@ class Agreement:
 class Oracle:
     """Judges placements on one fleet."""
 
-    def __init__(
-        self,
-        prefill: Sequence[SimWorker],
-        local: Sequence[SimWorker],
-        link: LinkSpec,
-        kv_bytes_per_token: int,
-    ) -> None:
+    def __init__(self, roster: Roster, link: LinkSpec, kv_bytes_per_token: int) -> None:
         self.agreement = Agreement()
-        self._prefill = prefill
-        self._local = local
+        self._roster = roster
         self._link = link
         self._kv_bytes = kv_bytes_per_token
 
@@ -51,8 +45,10 @@ class Oracle:
     ) -> None:
         """Counts one executed placement; `chosen` computes the prompt for `decode`."""
         own = decode.pool.match(request.hashes, request.prompt_tokens)
-        remote = [self.remote_s(now_s, request, worker, own) for worker in self._prefill]
-        local = [self.local_s(now_s, request, worker) for worker in self._local]
+        prefill = self._roster.of(Role.PREFILL)
+        remote = [self.remote_s(now_s, request, it.worker, own) for it in prefill]
+        decodes = self._roster.of(Role.DECODE, Role.AGGREGATED)
+        local = [self.local_s(now_s, request, it.worker) for it in decodes]
         if chosen is decode:
             actual_s = self.local_s(now_s, request, chosen)
         else:

@@ -1,54 +1,19 @@
 """Makes the services' policy objects, as their services do, from a configuration."""
 
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from baton.config import Config
 from baton.latency import CHUNK_TOKENS
 from services.admission.policy import QosLimits, QueueEstimatePolicy
-from services.decode.policy import ThresholdSplitPolicy
-from services.router.policies.latency import LatencyPolicy, LatencySettings
-from services.router.policies.load import LeastLoadedPolicy, PowerOfTwoPolicy
-from services.router.policy import RoundRobinPolicy, RoutingPolicy, ScoreWeights, WeightedPolicy
-from sim.admission import OpenDoor, SimDesk
-from sim.engine.events import EventLoop
-from sim.mesh import Policies
+from services.decode.policy import PredictiveSplitPolicy, SplitPolicy, ThresholdSplitPolicy
+from services.router.choice import latency_settings, make_policy
+from services.router.policies.latency import LatencyPolicy
+from services.router.policy import RoutingPolicy
+from sim.admission import MakeDesk, OpenDoor, SimDesk
+from sim.policies import Policies
 
-MakeRouting = Callable[[Config, random.Random, int], RoutingPolicy]
-"""Makes a policy from the settings, a source of chance, and the tokens of a local chunk."""
-
-
-def _weighted(config: Config, rng: random.Random, _: int) -> RoutingPolicy:
-    split = config.split_policy
-    weights = ScoreWeights(
-        prefix_cache=split.prefix_cache_weight,
-        queue_length=split.queue_length_weight,
-        decode_load=split.decode_load_weight,
-        min_cache_hit_ratio=config.cache.min_cache_hit_ratio,
-        enable_hotspot_prevention=split.enable_hotspot_prevention,
-    )
-    return WeightedPolicy(weights, rng)
-
-
-def _latency(config: Config, rng: random.Random, chunk_tokens: int) -> RoutingPolicy:
-    split, qos = config.split_policy, config.qos
-    settings = LatencySettings(
-        tpot_price=qos.ttft_slo_ms / qos.tpot_slo_ms,
-        chunk_tokens=chunk_tokens,
-        offload_above_tokens=split.prompt_length_threshold,
-        prefill_queue_max=split.prefill_queue_max,
-    )
-    return LatencyPolicy(settings, rng)
-
-
-ROUTING: dict[str, MakeRouting] = {
-    "weighted": _weighted,
-    "latency": _latency,
-    "least_loaded": lambda config, rng, chunk: LeastLoadedPolicy(rng),
-    "power_of_two": lambda config, rng, chunk: PowerOfTwoPolicy(rng),
-    "round_robin": lambda config, rng, chunk: RoundRobinPolicy(),
-}
+ROUTING = ("latency", "weighted", "least_loaded", "power_of_two", "round_robin")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +23,7 @@ class PolicySpec:
     `chunk_tokens` is the most of a prompt that shares a step with running streams.
     """
 
-    routing: str = "weighted"
+    routing: str = "latency"
     config: Config = field(default_factory=Config)
     admits_all: bool = False
     chunk_tokens: int = CHUNK_TOKENS
@@ -72,16 +37,33 @@ class PolicySpec:
         split = self.config.split_policy
         rng = random.Random(f"routing {seed}")  # noqa: S311 - not for secrets
         return Policies(
-            routing=ROUTING[self.routing](self.config, rng, self.chunk_tokens),
-            split=ThresholdSplitPolicy(split.prompt_length_threshold, split.prefill_queue_max),
+            routing=self._routing(rng),
+            split=self._split(),
             prefill_queue_max=split.prefill_queue_max,
             offload_above_tokens=split.prompt_length_threshold,
             desk=self._desk(seed),
         )
 
-    def _desk(self, seed: int) -> Callable[[EventLoop, int, int], SimDesk | OpenDoor]:
+    def _routing(self, rng: random.Random) -> RoutingPolicy:
+        config = self.config
+        split = config.split_policy.model_copy(update={"policy": self.routing})
+        if self.routing == "latency":
+            settings = latency_settings(split, config.qos)
+            return LatencyPolicy(replace(settings, chunk_tokens=self.chunk_tokens), rng)
+        return make_policy(split, config.cache.min_cache_hit_ratio, config.qos, rng)
+
+    def _split(self) -> SplitPolicy:
+        """Returns the rule that goes with the routing, as a decode worker's main does."""
+        split, qos = self.config.split_policy, self.config.qos
+        threshold = ThresholdSplitPolicy(split.prompt_length_threshold, split.prefill_queue_max)
+        if self.routing != "latency":
+            return threshold
+        price = qos.ttft_slo_ms / qos.tpot_slo_ms
+        return PredictiveSplitPolicy(threshold, price, self.chunk_tokens)
+
+    def _desk(self, seed: int) -> MakeDesk:
         if self.admits_all:
-            return lambda loop, prefill, decode: OpenDoor()
+            return lambda mesh: OpenDoor()
         qos = self.config.qos
         limits = QosLimits(
             enable_early_rejection=qos.enable_early_rejection,
@@ -94,4 +76,4 @@ class PolicySpec:
             limits,
             random.Random(f"admission {seed}"),  # noqa: S311 - not for secrets
         )
-        return lambda loop, prefill, decode: SimDesk(loop, policy, prefill, decode)
+        return lambda mesh: SimDesk(mesh.loop, policy)

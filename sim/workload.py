@@ -16,6 +16,7 @@ class SimRequest:
     output_tokens: int
     hashes: tuple[int, ...] = ()
     priority: Priority = Priority.NORMAL
+    tenant: str = ""
 
 
 class Trace(Protocol):

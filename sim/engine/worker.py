@@ -112,8 +112,15 @@ class SimWorker:
 
     @property
     def resident_tokens(self) -> int:
-        """Tokens that the generating jobs hold together, at the last step's end."""
+        """Tokens that the generating jobs hold together, when one last joined, grew or ended."""
         return self._resident
+
+    def generated(self, job: Job) -> int:
+        """Returns how many tokens of a job are out."""
+        grown = 0
+        if job in self._decoding:
+            grown = self.decode_steps + self._steps_done() - job.joined_step
+        return job.request.output_tokens - job.left + grown
 
     def submit(self, job: Job) -> None:
         """Takes in a job whose prompt is to be computed here."""
@@ -294,6 +301,11 @@ class SimWorker:
         # The larger root of curve k^2 + slope k = elapsed, in the form that is exact for curve 0.
         root = math.sqrt(slope * slope + 4 * curve * elapsed_s)
         return max(1, math.ceil(2 * elapsed_s / (slope + root) - 1e-9))
+
+    def _steps_done(self) -> int:
+        """Returns how many steps of the run under way have ended."""
+        run = self._run
+        return 0 if run is None else self._steps_within(self._loop.now_s - run.start_s) - 1
 
     def _end_run(self, run: _Run) -> None:
         if run is not self._run:

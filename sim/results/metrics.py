@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sim.engine.worker import SimWorker
 from sim.mesh import SimMesh
 from sim.results.ideal import Profile
 from sim.results.recorder import ClassRecord, Recorder
@@ -41,12 +40,13 @@ def quantile(values: Sequence[float], share: float) -> Figure:
 
 def _all(mesh: SimMesh, recorder: Recorder, workload: Profile) -> Iterator[tuple[str, Figure]]:
     everyone, span_s = recorder.everyone, recorder.span_s
-    gpus = mesh.spec.workers * mesh.spec.hardware.gpus
+    gpus = mesh.gpu_seconds / mesh.loop.now_s if mesh.loop.now_s else 0
     per_s = _ratio(everyone.met, span_s)
     yield "offered", everyone.offered
     yield "goodput", _ratio(everyone.met, everyone.offered)
     yield "goodput_per_s", per_s
-    yield "goodput_per_gpu_s", None if per_s is None else per_s / gpus
+    yield "goodput_per_gpu_s", None if per_s is None else _ratio(per_s, gpus)
+    yield "mean_gpus", gpus
     rejected = sum(recorder.rejections.values())
     yield "rejected", _ratio(rejected, everyone.offered)
     yield from _latencies("", everyone)
@@ -79,19 +79,14 @@ def _work(mesh: SimMesh, recorder: Recorder) -> Iterator[tuple[str, Figure]]:
         workers = [sight.worker for sight in sights]
         computed += sum(worker.prefill_tokens for worker in workers)
         preemptions += sum(worker.preemptions for worker in workers)
-        yield f"{name}_utilisation", _utilisation(workers, mesh.loop.now_s)
+        worker_s = sum(sight.present_s(mesh.loop.now_s) for sight in sights)
+        yield f"{name}_utilisation", _ratio(sum(worker.busy_s for worker in workers), worker_s)
         yield f"{name}_imbalance", _imbalance([worker.busy_s for worker in workers])
     useful = recorder.prompt_tokens - recorder.cached_tokens
     yield "wasted_prefill", _ratio(computed - useful, computed)
     yield "preemptions", preemptions
     steps = sum(sight.worker.decode_steps for sight in mesh.decode)
     yield "mean_batch", _ratio(sum(sight.worker.decode_tokens for sight in mesh.decode), steps)
-
-
-def _utilisation(workers: Sequence[SimWorker], span_s: float) -> Figure:
-    if not workers:
-        return None
-    return _ratio(sum(worker.busy_s for worker in workers) / len(workers), span_s)
 
 
 def _imbalance(loads: Sequence[float]) -> Figure:

@@ -145,7 +145,7 @@ def test_a_run_reports_what_its_policies_did() -> None:
     trace = ListTrace([SimRequest(0.1 * n, 400 if n % 2 else 50, 4) for n in range(40)])
     spec = fleet(1, 1, kv_tokens=16_384)
     figures = run_once(
-        Experiment(spec, trace, PolicySpec(admits_all=True), Slo(5.0, 0.05)), 1
+        Experiment(spec, trace, PolicySpec("weighted", admits_all=True), Slo(5.0, 0.05)), 1
     ).metrics.figures
     assert figures["offered"] == 40
     assert figures["goodput"] == pytest.approx(1.0, abs=0.2)

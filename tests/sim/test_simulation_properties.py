@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from baton.requests import Priority
-from sim import mesh as mesh_module
+from sim import roster as roster_module
 from sim.costs.model import StepCosts
 from sim.engine.worker import SimWorker
 from sim.experiment import Experiment, run_once
@@ -92,7 +92,7 @@ def test_many_steps_at_a_time_give_what_single_steps_give(
     spec = fleet(*roles, costs=COSTS, kv_tokens=kv_tokens)
     _, fast = replay(spec, requests)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mesh_module, "SimWorker", OneStepWorker)
+        patch.setattr(roster_module, "SimWorker", OneStepWorker)
         _, slow = replay(spec, requests)
     assert [_rounded(outcome) for outcome in fast] == [_rounded(outcome) for outcome in slow]
 

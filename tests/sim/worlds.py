@@ -7,8 +7,9 @@ from sim.costs.hardware import Hardware
 from sim.costs.model import StepCosts
 from sim.engine.links import LinkSpec
 from sim.fleet import FleetSpec
-from sim.mesh import MeshTiming, SimMesh
+from sim.mesh import SimMesh
 from sim.outcome import Outcome
+from sim.policies import MeshTiming
 from sim.setup import PolicySpec
 from sim.workload import SimRequest
 
