@@ -43,6 +43,15 @@ test: setup ## Run all tests
 test-e2e: setup ## Run only the tests that start the whole mesh
 	$(BIN)/python -m pytest -m e2e $(ARGS)
 
+.PHONY: test-chaos
+test-chaos: setup ## Break the mesh at random under load (ROUNDS=20 SEED=1)
+	$(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),1) $(ARGS)
+
+.PHONY: fuzz
+fuzz: setup ## Fuzz one reader of outside input (TARGET=generate_request SECONDS=60)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	$(BIN)/python -m tests.fuzz $(or $(TARGET),generate_request) --seconds $(or $(SECONDS),60)
+
 .PHONY: e2e-compose
 e2e-compose: setup ## Run the docker compose stack end to end
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/compose_e2e.sh

@@ -46,17 +46,20 @@ class CsvTrace:
                 if times is not None:
                     arrival_s = next(times)
                 else:
-                    stamp = _timestamp(row[_TIME_COLUMN])
+                    stamp = _timestamp(row[_TIME_COLUMN] or "")
                     start = start or stamp
                     arrival_s = (stamp - start).total_seconds()
                 prompt, output = _number(row, _PROMPT_COLUMNS), _number(row, _OUTPUT_COLUMNS)
-            except (KeyError, ValueError) as error:
+            except (KeyError, TypeError, ValueError) as error:
                 raise TraceError(f"{self.path}:{number}: not a trace's row: {error}") from error
             yield SimRequest(arrival_s / rate, prompt, output)
 
     def _rows(self) -> Iterator[tuple[int, dict[str, str]]]:
-        with self.path.open(encoding="utf-8", newline="") as lines:
-            yield from enumerate(csv.DictReader(lines), 2)
+        try:
+            with self.path.open(encoding="utf-8", newline="") as lines:
+                yield from enumerate(csv.DictReader(lines), 2)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise TraceError(f"{self.path}: not a CSV file in UTF-8: {error}") from error
 
 
 def _number(row: dict[str, str], columns: tuple[str, ...]) -> int:

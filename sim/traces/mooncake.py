@@ -1,12 +1,12 @@
 """Mooncake's traces: JSON lines with arrival, lengths and the prompt's block hashes."""
 
-import json
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+
+from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
 
 from sim.traces.errors import TraceError
 from sim.workload import SimRequest
@@ -14,6 +14,17 @@ from sim.workload import SimRequest
 BLOCK_TOKENS = 512
 TICK_S = 3.0
 """Timestamps are rounded down to this; without jitter each tick would be one burst."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    timestamp: FiniteFloat
+    input_length: NonNegativeInt
+    output_length: NonNegativeInt
+    hash_ids: list[int] = field(default_factory=list)
+
+
+_ROW = TypeAdapter(_Row)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,33 +46,34 @@ class MooncakeTrace:
     def requests(self, seed: int, rate: float = 1.0) -> Iterator[SimRequest]:
         """See `Trace`. Raises TraceError at a line that is not in the schema."""
         rng = random.Random(seed)  # noqa: S311 - not for secrets
-        for tick_ms, rows in groupby(self._rows(), key=lambda row: row["timestamp"]):
+        for tick_ms, rows in groupby(self._rows(), key=lambda row: row.timestamp):
             spread = [(tick_ms / 1e3 + rng.random() * self.jitter_s, row) for row in rows]
             spread.sort(key=lambda entry: entry[0])
             for arrival_s, row in spread:
                 yield self._request(arrival_s / rate, row)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        with self.path.open(encoding="utf-8") as lines:
+    def _rows(self) -> Iterator[_Row]:
+        with self.path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 yield self._row(number, line)
 
-    def _row(self, number: int, line: str) -> dict[str, Any]:
+    def _row(self, number: int, line: bytes) -> _Row:
         try:
-            row: dict[str, Any] = json.loads(line)
-            missing = {"timestamp", "input_length", "output_length"} - row.keys()
-        except (ValueError, AttributeError) as error:
-            raise TraceError(f"{self.path}:{number}: not a JSON object: {error}") from error
-        if missing:
-            raise TraceError(f"{self.path}:{number}: lacks {', '.join(sorted(missing))}")
-        return row
+            return _ROW.validate_json(line)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise TraceError(
+                f"{self.path}:{number}: not a line of Mooncake's schema: "
+                f"{where + ': ' if where else ''}{problem['msg']}"
+            ) from error
 
-    def _request(self, arrival_s: float, row: dict[str, Any]) -> SimRequest:
-        tokens = max(1, int(row["input_length"]))
+    def _request(self, arrival_s: float, row: _Row) -> SimRequest:
+        tokens = max(1, row.input_length)
         full_blocks = tokens // self.block_tokens
         return SimRequest(
             arrival_s=arrival_s,
             prompt_tokens=tokens,
-            output_tokens=max(1, int(row["output_length"])),
-            hashes=tuple(row.get("hash_ids", ())[:full_blocks]),
+            output_tokens=max(1, row.output_length),
+            hashes=tuple(row.hash_ids[:full_blocks]),
         )

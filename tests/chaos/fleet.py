@@ -1,0 +1,177 @@
+"""The mesh's processes, each behind a proxy, each restarted on its own port when it dies."""
+
+import asyncio
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from redis.asyncio import Redis
+
+from baton.local import probes
+from baton.local.child import Child, ChildSpec, start_child
+from baton.local.roles import Role
+from baton.state.connect import connect
+from baton.state.embedded import find_redis_server, server_arguments
+from tests.chaos.meddler import Meddler
+from tests.chaos.proxy import FaultyProxy
+from tests.support.waiting import eventually
+
+HOST = "127.0.0.1"
+START_TIMEOUT_S = 60.0
+_RESTART_PAUSE_S = 0.2
+_REDIS_BYTES = 256 * 2**20
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """One process: it listens on `port` and is known to the others at `public_port`."""
+
+    name: str
+    role: Role
+    port: int
+    public_port: int
+    child: Child | None = None
+    lives: int = 0
+    environ: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """Where an observer reaches it past its proxy."""
+        return f"{HOST}:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 while none runs."""
+        return self.child.pid if self.child and self.child.exit_code is None else 0
+
+
+class Fleet:
+    """One Redis, one admission service, `routers` routers, `prefill` and `decode` workers.
+
+    An async context manager; entering returns when the mesh is whole.
+    """
+
+    def __init__(
+        self, run_dir: Path, environ: dict[str, str], prefill: int = 2, decode: int = 2
+    ) -> None:
+        self.run_dir = run_dir
+        self.members: dict[str, Member] = {}
+        self.proxies: dict[str, FaultyProxy] = {}
+        self.meddlers: dict[str, Meddler] = {}
+        self._environ = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
+        self._counts = {Role.PREFILL: prefill, Role.DECODE: decode}
+        self._is_ending = False
+
+    @property
+    def router(self) -> Member:
+        """The router that clients use."""
+        return self.members["router-0"]
+
+    def of(self, role: Role) -> list[Member]:
+        """Returns the members of one role."""
+        return [member for member in self.members.values() if member.role is role]
+
+    async def __aenter__(self) -> "Fleet":
+        self._group = await asyncio.TaskGroup().__aenter__()
+        await self._add("redis", Role.REDIS)
+        self.redis: Redis = connect(f"redis://{HOST}:{self.members['redis'].port}/0")
+        await eventually(self._redis_answers, START_TIMEOUT_S)
+        await self._add("admission-0", Role.ADMISSION)
+        await self._add("router-0", Role.ROUTER)
+        for role, count in self._counts.items():
+            for index in range(count):
+                await self._add(f"{role.value}-{index}", role)
+        await eventually(self.is_whole, START_TIMEOUT_S)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_ending = True
+        children = [member.child for member in self.members.values() if member.child]
+        for child in children:
+            child.signal(signal.SIGCONT)
+            child.kill()
+        await asyncio.gather(*(child.wait() for child in children))
+        await asyncio.gather(*(proxy.stop() for proxy in self.proxies.values()))
+        await asyncio.gather(*(meddler.stop() for meddler in self.meddlers.values()))
+        await self.redis.aclose()
+        await self._group.__aexit__(None, None, None)
+
+    async def is_whole(self) -> bool:
+        """Tells whether all serve, the router sees all workers and all pairs are proven."""
+        for member in self.members.values():
+            if not await self.is_serving(member):
+                return False
+        workers = [*self.of(Role.PREFILL), *self.of(Role.DECODE)]
+        lives = []
+        for member in workers:
+            since_s = member.child.started_at_s if member.child else 0.0
+            record = await probes.find_record(self.redis, member.name, since_s - 60)
+            if record is None:
+                return False
+            lives.append(record.incarnation)
+        if not await probes.sees_workers(self.router.address, lives):
+            return False
+        names = {member.name for member in self.of(Role.PREFILL)}
+        pairs = [
+            set(await probes.connected_prefill_workers(member.address))
+            for member in self.of(Role.DECODE)
+        ]
+        return all(names <= pair for pair in pairs)
+
+    async def is_serving(self, member: Member) -> bool:
+        """Tells whether the process serves; asked past its proxy."""
+        if not member.pid:
+            return False
+        if member.role is Role.REDIS:
+            return await self._redis_answers()
+        return await probes.is_serving(member.address, member.role.health_name)
+
+    async def wait_serving(self, member: Member) -> None:
+        """Returns once the process serves again."""
+        await eventually(lambda: self.is_serving(member), START_TIMEOUT_S)
+
+    async def _redis_answers(self) -> bool:
+        return await probes.redis_answers(self.redis, self.members["redis"].pid)
+
+    async def _add(self, name: str, role: Role) -> None:
+        port = probes.free_port(HOST)
+        proxy = FaultyProxy(port)
+        await proxy.start()
+        self.proxies[name] = proxy
+        public_port = proxy.port
+        if role is Role.PREFILL:
+            meddler = Meddler(f"{HOST}:{proxy.port}")
+            await meddler.start()
+            self.meddlers[name] = meddler
+            public_port = meddler.port
+        member = Member(name, role, port, public_port)
+        self.members[name] = member
+        self._group.create_task(self._keep(member))
+        if role is Role.REDIS:
+            await eventually(lambda: bool(member.pid), START_TIMEOUT_S)
+
+    async def _keep(self, member: Member) -> None:
+        """Gives the member one life after another until the fleet ends."""
+        while not self._is_ending:
+            member.child = await start_child(self._spec(member))
+            member.lives += 1
+            await member.child.wait()
+            if not self._is_ending:
+                await asyncio.sleep(_RESTART_PAUSE_S)
+
+    def _spec(self, member: Member) -> ChildSpec:
+        log = self.run_dir / f"{member.name}.log"
+        if member.role is Role.REDIS:
+            arguments = server_arguments(self.run_dir, member.port, _REDIS_BYTES)
+            command = (str(find_redis_server()), *arguments)
+            return ChildSpec(member.name, command, self._environ, log)
+        redis = f"redis://{HOST}:{self.members['redis'].public_port}/0"
+        command = (
+            sys.executable,
+            *("-m", member.role.module, "--name", member.name, "--port", str(member.port)),
+            *("--advertise", f"{HOST}:{member.public_port}"),
+        )
+        environ = {**self._environ, "BATON_MESH__REDIS_URL": redis, **member.environ}
+        return ChildSpec(member.name, command, environ, log)

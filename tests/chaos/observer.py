@@ -1,0 +1,57 @@
+"""Looks into every process from outside and counts what nobody should hold any more."""
+
+import json
+from dataclasses import dataclass
+
+import grpc
+
+from baton.local.roles import Role
+from baton.state import keys
+from baton.v1 import router_pb2, router_pb2_grpc
+from tests.chaos.fleet import Fleet
+from tests.support.mesh import admission_state, worker_stats
+
+
+@dataclass(frozen=True, slots=True)
+class Leaks:
+    """What is still held while no request runs."""
+
+    blocks: int = 0
+    permits: int = 0
+    credits: int = 0
+    requests: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.blocks or self.permits or self.credits or self.requests)
+
+
+async def look(fleet: Fleet) -> Leaks:
+    """Counts what is held now. Raises AssertionError where a worker's blocks do not add up."""
+    blocks = 0
+    for role in (Role.PREFILL, Role.DECODE):
+        for member in fleet.of(role):
+            stats = await worker_stats(member.address, role.value)
+            total = stats.kv_blocks_free + stats.kv_blocks_cached + stats.kv_blocks_owned
+            assert total == stats.kv_blocks_total, (member.name, stats)
+            blocks += stats.kv_blocks_owned + stats.kv_leases
+    permits = 0
+    for member in fleet.of(Role.ADMISSION):
+        state = await admission_state(member.address)
+        permits += state.prefill_permits + state.decode_permits + state.queued_requests
+    requests = 0
+    for member in fleet.of(Role.ROUTER):
+        async with grpc.aio.insecure_channel(member.address) as channel:
+            stub = router_pb2_grpc.RouterServiceStub(channel)
+            answer = await stub.GetFleet(router_pb2.GetFleetRequest(), timeout=5)
+            requests += answer.active_requests
+    return Leaks(blocks, permits, await _credits(fleet), requests)
+
+
+async def _credits(fleet: Fleet) -> int:
+    """Returns the dispatches in the last report of each router; reports replace each other."""
+    last: dict[str, int] = {}
+    for _, fields in await fleet.redis.xrange(keys.credits()):
+        for data in fields.values():
+            report = json.loads(data)
+            last[report["router"]] = len(report["dispatches"])
+    return sum(last.values())

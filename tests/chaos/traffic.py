@@ -1,0 +1,169 @@
+"""Clients that ask, cancel, read slowly and leave, and know the one right answer to each prompt."""
+
+import asyncio
+import enum
+import random
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
+
+DEADLINE_S = 30.0
+GRACE_S = 2.0
+"""An answer or error may be this late after its deadline, on a machine with two cores."""
+
+_TYPED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.ABORTED,
+}
+_CANCEL_SHARE = 0.15
+_SLOW_SHARE = 0.1
+_SLOW_READ_S = 0.05
+_THINK_S = 0.05
+
+
+class Ending(enum.Enum):
+    """How one request ended, as its client saw it."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    """Tokens that the model would not say: never allowed."""
+    TYPED_ERROR = "typed error"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+    """No end before its deadline, an end without GenerateComplete, or an error that is a bug."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt and the model's greedy answer to it."""
+
+    input_ids: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Tally:
+    """What all clients saw; `details` has a line for each ending that is not allowed."""
+
+    endings: Counter[Ending] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+    details: list[str] = field(default_factory=list)
+
+    @property
+    def requests(self) -> int:
+        """Requests that ended."""
+        return sum(self.endings.values())
+
+
+class Traffic:
+    """`clients` closed loops against one router, between `start` and `stop`."""
+
+    def __init__(
+        self, address: str, questions: list[Question], rng: random.Random, tally: Tally
+    ) -> None:
+        self._address = address
+        self._questions = questions
+        self._rng = rng
+        self._tally = tally
+        self._stopping = asyncio.Event()
+        self._loops: list[asyncio.Task[None]] = []
+
+    def start(self, clients: int) -> None:
+        """Begins to ask."""
+        self._stopping.clear()
+        self._loops = [asyncio.create_task(self._client()) for _ in range(clients)]
+
+    async def stop(self) -> None:
+        """Asks nothing new and returns when every request under way ended."""
+        self._stopping.set()
+        await asyncio.gather(*self._loops)
+
+    async def ask_once(self, timeout_s: float) -> Ending:
+        """Asks one short question, for a probe that is not counted."""
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            question = min(self._questions, key=lambda it: len(it.input_ids))
+            ending, _ = await _ask(channel, question, timeout_s, None, 0.0)
+            return ending
+
+    async def _client(self) -> None:
+        rng = random.Random(self._rng.random())
+        async with grpc.aio.insecure_channel(self._address) as channel:
+            while not self._stopping.is_set():
+                await self._turn(channel, rng)
+                await asyncio.sleep(rng.expovariate(1 / _THINK_S))
+
+    async def _turn(self, channel: grpc.aio.Channel, rng: random.Random) -> None:
+        question = rng.choice(self._questions)
+        leaves = rng.random() < _CANCEL_SHARE
+        leave_after = rng.randrange(len(question.answer)) if leaves else None
+        read_s = _SLOW_READ_S if rng.random() < _SLOW_SHARE else 0.0
+        ending, detail = await _ask(channel, question, DEADLINE_S, leave_after, read_s)
+        self._tally.endings[ending] += 1
+        if ending is Ending.TYPED_ERROR:
+            self._tally.errors[detail] += 1
+        elif ending in (Ending.WRONG, Ending.LOST):
+            self._tally.details.append(f"{ending.value}: {detail}")
+
+
+async def _ask(
+    channel: grpc.aio.Channel,
+    question: Question,
+    timeout_s: float,
+    leave_after: int | None,
+    read_s: float,
+) -> tuple[Ending, str]:
+    """Returns how a request ended and, where that needs words, the words."""
+    request = router_pb2.GenerateRequest(
+        input_ids=question.input_ids,
+        sampling_params=types_pb2.SamplingParams(
+            max_tokens=len(question.answer), temperature=0.0, ignore_eos=True
+        ),
+    )
+    stub = router_pb2_grpc.RouterServiceStub(channel)
+    began_s = time.monotonic()
+    call = stub.Generate(request, timeout=timeout_s)
+    try:
+        async with asyncio.timeout(timeout_s + GRACE_S):
+            return await _read(call, question, leave_after, read_s)
+    except TimeoutError:
+        return Ending.LOST, f"no end {GRACE_S:g} s after its deadline"
+    except grpc.aio.AioRpcError as error:
+        words = f"{error.code().name}: {error.details()}"
+        if error.code() in _TYPED:
+            return Ending.TYPED_ERROR, error.code().name
+        return Ending.LOST, f"{words} after {time.monotonic() - began_s:.1f} s"
+    finally:
+        call.cancel()
+
+
+async def _read(
+    call: Any, question: Question, leave_after: int | None, read_s: float
+) -> tuple[Ending, str]:
+    got: list[int] = []
+    async for response in call:
+        if response.WhichOneof("part") == "complete":
+            if tuple(got) == question.answer:
+                return Ending.RIGHT, ""
+            return Ending.WRONG, f"{len(got)} tokens, of them wrong {_wrong(got, question)}"
+        got += response.chunk.output_ids
+        if _wrong(got, question):
+            return Ending.WRONG, f"token {_wrong(got, question)} of {len(question.answer)}"
+        if leave_after is not None and len(got) > leave_after:
+            return Ending.CANCELLED, ""
+        await asyncio.sleep(read_s)
+    return Ending.LOST, f"the stream ended after {len(got)} tokens without an end message"
+
+
+def _wrong(got: list[int], question: Question) -> int:
+    """Returns the position, from 1, of the first wrong token; 0 when all are right."""
+    for at, token in enumerate(got):
+        if at >= len(question.answer) or token != question.answer[at]:
+            return at + 1
+    return 0
