@@ -6,6 +6,8 @@
                 print(part.text, end="")
 
 Errors of the mesh arrive as the classes of baton/errors.py, with reason, field and retry time.
+All requests of a client share one stream to the router (RouterService.Link): a gateway that sends
+many pays for messages and not for a stream each. A reader that stalls stops its own answer only.
 """
 
 from collections.abc import AsyncIterator
@@ -15,17 +17,21 @@ from typing import Self
 
 import grpc
 
-from baton.errors import BatonError, InternalError, UnavailableError
+from baton.errors import BatonError, InternalError, InvalidRequestError, UnavailableError
 from baton.requests import FinishReason, Priority, SamplingParams
-from baton.rpc.channels import open_channel
+from baton.rpc.channels import MAX_MESSAGE_BYTES, open_channel
+from baton.rpc.link import PEER_LOST, LinkPool
+from baton.rpc.links import ROUTER_LINK
+from baton.rpc.pace import Pace
 from baton.rpc.sampling import sampling_message
-from baton.rpc.status import from_rpc_error
+from baton.rpc.status import duration, from_rpc_error
 from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
 
 ROUTER_UNREACHABLE = "ROUTER_UNREACHABLE"
 """Reason of the UnavailableError for an address where no router answers."""
 
 _DEFAULT_TIMEOUT_S = 600.0
+_MAX_REQUEST_BYTES = MAX_MESSAGE_BYTES - (64 << 10)
 _QUERY_TIMEOUT_S = 5.0
 
 
@@ -48,7 +54,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """How to answer. `sampling` None takes the mesh's defaults; times are in seconds."""
+    """How to answer. `sampling` None takes the mesh's defaults; times are in seconds.
+
+    `ttft_slo_s` and `tpot_slo_s` None take the fleet's targets. `traceparent` is the W3C trace
+    context of the caller's span.
+    """
 
     sampling: SamplingParams | None = None
     priority: Priority = Priority.NORMAL
@@ -58,6 +68,9 @@ class RequestOptions:
     session_id: str = ""
     cache_salt: str = ""
     timeout_s: float = _DEFAULT_TIMEOUT_S
+    ttft_slo_s: float | None = None
+    tpot_slo_s: float | None = None
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +123,16 @@ class Completion:
 
 
 class RouterClient:
-    """Calls one router over one channel; an async context manager that closes it."""
+    """Calls one router; an async context manager that closes its connections.
 
-    def __init__(self, address: str) -> None:
+    Programs with several clients may give them one `pace`.
+    """
+
+    def __init__(self, address: str, pace: Pace | None = None) -> None:
         self.address = address
+        self._links: LinkPool[router_pb2.RouterCommand, router_pb2.RouterEvent] = LinkPool(
+            ROUTER_LINK, pace=pace
+        )
         self._channel = open_channel(address)
         self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
 
@@ -126,6 +145,7 @@ class RouterClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._links.close()
         await self._channel.close()
 
     async def generate(
@@ -136,17 +156,23 @@ class RouterClient:
         Leaving the loop early cancels the request. Raises a BatonError for any other end.
         """
         options = options or RequestOptions()
-        call = self._stub.Generate(_request(prompt, options), timeout=options.timeout_s)
+        start = router_pb2.RouterCommand(start=_request(prompt, options))
+        if start.ByteSize() > _MAX_REQUEST_BYTES:
+            # Sent, it would break the link that other requests are on.
+            raise InvalidRequestError("the request is longer than a message may be")
+        link = self._links.link(self.address)
+        call = link.open(start, timeout_s=options.timeout_s, traceparent=options.traceparent)
         is_complete = False
         try:
-            async for response in call:
-                part = _part(response)
-                is_complete = isinstance(part, Completion)
-                yield part
-        except grpc.aio.AioRpcError as error:
-            raise self._translate(error) from error
-        finally:
-            call.cancel()
+            async with call:
+                async for event in call:
+                    part = _part(event)
+                    is_complete = isinstance(part, Completion)
+                    yield part
+        except UnavailableError as error:
+            if error.reason != PEER_LOST:
+                raise
+            raise self._unreachable(error.message) from error
         if not is_complete:
             raise InternalError("the router ended the stream without a completion")
 
@@ -182,13 +208,15 @@ class RouterClient:
     def _translate(self, error: grpc.aio.AioRpcError) -> BatonError:
         # A refusal by the mesh carries details of its own; a bare UNAVAILABLE comes from gRPC.
         if error.code() is grpc.StatusCode.UNAVAILABLE and not error.trailing_metadata():
-            why = (error.details() or "no reason given").rpartition(": ")[2]
-            return UnavailableError(
-                f"no router answers at {self.address} ({why}); start one with `baton up` or give "
-                "the address of one that runs",
-                reason=ROUTER_UNREACHABLE,
-            )
+            return self._unreachable((error.details() or "no reason given").rpartition(": ")[2])
         return from_rpc_error(error)
+
+    def _unreachable(self, why: str) -> UnavailableError:
+        return UnavailableError(
+            f"no router answers at {self.address} ({why}); start one with `baton up` or give "
+            "the address of one that runs",
+            reason=ROUTER_UNREACHABLE,
+        )
 
 
 def _request(prompt: Prompt, options: RequestOptions) -> router_pb2.GenerateRequest:
@@ -207,13 +235,17 @@ def _request(prompt: Prompt, options: RequestOptions) -> router_pb2.GenerateRequ
     )
     if options.sampling is not None:
         request.sampling_params.CopyFrom(sampling_message(options.sampling))
+    if options.ttft_slo_s is not None:
+        request.slo.ttft.CopyFrom(duration(options.ttft_slo_s))
+    if options.tpot_slo_s is not None:
+        request.slo.tpot.CopyFrom(duration(options.tpot_slo_s))
     return request
 
 
-def _part(response: router_pb2.GenerateResponse) -> Chunk | Completion:
-    if response.WhichOneof("part") == "complete":
-        return _completion(response.complete)
-    chunk = response.chunk
+def _part(event: router_pb2.RouterEvent) -> Chunk | Completion:
+    if event.HasField("complete"):
+        return _completion(event.complete)
+    chunk = event.chunk
     return Chunk(chunk.text, tuple(chunk.output_ids), tuple(chunk.logprobs))
 
 

@@ -4,7 +4,8 @@ Setting up an RPC costs several times a message on an open stream, so inside the
 a few frames on a link: a command that opens it, further commands, events back and one end frame.
 All frames ready at the same moment travel in one message. Flow control is per request: the opener
 grants a window of events and renews it as it consumes, so a slow consumer stops its own events
-only. A broken link ends everything that the peer owned on it.
+only. A broken link ends everything that the peer owned on it. How frames share messages is told in
+baton/rpc/pace.py.
 
 This module is the opener's side; baton/rpc/link_server.py serves. The frames are the *_link.proto
 messages: a command has stream_id, context and a `command` oneof with `cancel` and `credit`; an
@@ -19,12 +20,13 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import grpc
 
 from baton.errors import BatonError, DeadlineError, UnavailableError
 from baton.rpc.channels import open_channel
+from baton.rpc.pace import LONGEST_S, Outbox, Pace
 from baton.rpc.status import from_end
 from baton.v1 import link_pb2
 
@@ -34,7 +36,10 @@ CommandT = TypeVar("CommandT")
 EventT = TypeVar("EventT")
 
 WINDOW_EVENTS = 128
-"""Events of one request that may be on their way before the opener consumed any."""
+"""Events of one request that may be on their way before the opener consumed any, by default."""
+
+PEER_LOST = "PEER_LOST"
+"""Reason of the UnavailableError with which a broken link ends its requests."""
 
 CANCEL_TIMEOUT_S = 10.0
 """How long a cancelled request may take to confirm its end."""
@@ -42,13 +47,29 @@ CANCEL_TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec(Generic[CommandT, EventT]):
-    """The message types of one link; `method` is its full gRPC path."""
+    """The message types of one link; `method` is its full gRPC path.
+
+    `window` is how many events of one request may be on their way before any was consumed.
+    """
 
     method: str
     request: Callable[..., Any]
     response: Callable[..., Any]
     command: Callable[..., CommandT]
     event: Callable[..., EventT]
+    window: int = WINDOW_EVENTS
+
+
+class Receiver(Protocol):
+    """Takes a request's events as they come in, without a task of its own that waits for them."""
+
+    def deliver(self, event: Any, kind: str) -> None:
+        """Takes an event; `kind` is which of its oneof is set."""
+        ...
+
+    def end(self, error: BatonError | None) -> None:
+        """Takes the end, once; nothing comes after it."""
+        ...
 
 
 class LinkCall(Generic[CommandT, EventT]):
@@ -57,14 +78,22 @@ class LinkCall(Generic[CommandT, EventT]):
     Iteration ends when the peer ended the request well and raises its BatonError otherwise,
     UnavailableError (PEER_LOST) when the link broke, DeadlineError when its time is up. Leaving
     the context before the end cancels the request.
+
+    With a receiver the events go there instead: the deadline is then the caller's to keep, and
+    who received the events says `consumed`.
     """
 
     def __init__(
-        self, link: "Link[CommandT, EventT]", stream_id: int, deadline_s: float | None
+        self,
+        link: "Link[CommandT, EventT]",
+        stream_id: int,
+        deadline_s: float | None,
+        receiver: Receiver | None = None,
     ) -> None:
         self._link = link
         self._stream_id = stream_id
         self._deadline_s = deadline_s
+        self._receiver = receiver
         self._events: deque[EventT] = deque()
         self._changed = asyncio.Event()
         self._consumed = 0
@@ -90,7 +119,7 @@ class LinkCall(Generic[CommandT, EventT]):
                 raise StopAsyncIteration
             self._changed.clear()
             await self._wait_changed()
-        self._grant_more()
+        self.consumed(1)
         return self._events.popleft()
 
     def send(self, command: CommandT) -> None:
@@ -122,8 +151,11 @@ class LinkCall(Generic[CommandT, EventT]):
         if isinstance(self._error, UnavailableError):
             raise self._error
 
-    def deliver(self, event: EventT) -> None:
+    def deliver(self, event: EventT, kind: str) -> None:
         """Called by the link with each event."""
+        if self._receiver is not None:
+            self._receiver.deliver(event, kind)
+            return
         self._events.append(event)
         self._changed.set()
 
@@ -132,6 +164,15 @@ class LinkCall(Generic[CommandT, EventT]):
         self._ended = True
         self._error = error
         self._changed.set()
+        if self._receiver is not None:
+            self._receiver.end(error)
+
+    def consumed(self, events: int) -> None:
+        """Notes that events were dealt with; the peer may send as many more."""
+        self._consumed += events
+        if self._consumed >= self._link.window // 2 and not self._ended:
+            self._link.post_credit(self._stream_id, self._consumed)
+            self._consumed = 0
 
     async def _wait_changed(self) -> None:
         if self._deadline_s is None:
@@ -144,61 +185,66 @@ class LinkCall(Generic[CommandT, EventT]):
             self.request_cancel()
             raise DeadlineError("the request's deadline passed") from None
 
-    def _grant_more(self) -> None:
-        self._consumed += 1
-        if self._consumed >= WINDOW_EVENTS // 2 and not self._ended:
-            self._link.post_credit(self._stream_id, self._consumed)
-            self._consumed = 0
-
 
 class Link(Generic[CommandT, EventT]):
     """The opener's end of one link. Opens on first use; a broken link is not reused."""
 
-    def __init__(self, spec: LinkSpec[CommandT, EventT], address: str) -> None:
+    def __init__(
+        self, spec: LinkSpec[CommandT, EventT], address: str, pace: Pace | None = None
+    ) -> None:
         self.address = address
         self.is_broken = False
+        self.window = spec.window
         self.idle_since_s: float | None = time.monotonic()
         self._spec = spec
         self._ids = itertools.count(1)
         self._calls: dict[int, LinkCall[CommandT, EventT]] = {}
-        self._outbox: list[CommandT] = []
-        self._wake = asyncio.Event()
+        self._pace = pace or Pace()
+        self._outbox: Outbox[CommandT] = Outbox(self._pace)
         self._runner: asyncio.Task[None] | None = None
 
     def open(
-        self, command: CommandT, *, timeout_s: float | None = None, traceparent: str = ""
+        self,
+        command: CommandT,
+        *,
+        timeout_s: float | None = None,
+        traceparent: str = "",
+        receiver: Receiver | None = None,
     ) -> LinkCall[CommandT, EventT]:
         """Opens a request with its first command. `timeout_s` is what is left of its deadline."""
         if self._runner is None:
             self._runner = asyncio.get_running_loop().create_task(self._run())
         stream_id = next(self._ids)
         deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        call = LinkCall(self, stream_id, deadline_s)
+        call = LinkCall(self, stream_id, deadline_s, receiver)
         if self.is_broken:
             call.end(self._lost())
             return call
         self._calls[stream_id] = call
         self.idle_since_s = None
         context = link_pb2.LinkContext(
-            timeout_s=timeout_s, traceparent=traceparent, window=WINDOW_EVENTS
+            timeout_s=timeout_s,
+            traceparent=traceparent,
+            window=self.window,
+            interval_s=self._pace.interval_s or None,
         )
         command.context.CopyFrom(context)  # type: ignore[attr-defined]  # every command has one
         self.post(stream_id, command)
         return call
 
-    def post(self, stream_id: int, command: CommandT) -> None:
+    def post(self, stream_id: int, command: CommandT, hold_s: float = 0.0) -> None:
         """Queues a command; all queued at one moment travel together."""
         command.stream_id = stream_id  # type: ignore[attr-defined]  # every command has one
-        self._outbox.append(command)
-        self._wake.set()
+        self._outbox.post(command, hold_s)
 
     def post_cancel(self, stream_id: int) -> None:
         """Queues a cancel."""
         self.post(stream_id, self._spec.command(cancel=link_pb2.LinkCancel()))
 
     def post_credit(self, stream_id: int, events: int) -> None:
-        """Queues a grant of room for events."""
-        self.post(stream_id, self._spec.command(credit=link_pb2.LinkCredit(events=events)))
+        """Queues a grant of room for events, half a window before it is needed."""
+        credit = self._spec.command(credit=link_pb2.LinkCredit(events=events))
+        self.post(stream_id, credit, LONGEST_S)
 
     async def close(self) -> None:
         """Closes the link; requests still on it fail."""
@@ -225,13 +271,12 @@ class Link(Generic[CommandT, EventT]):
 
     async def _write(self, stream: Any) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            commands, self._outbox = self._outbox, []
+            commands = await self._outbox.take()
             await stream.write(self._spec.request(commands=commands))
 
     async def _read(self, stream: Any) -> None:
         while (response := await stream.read()) is not grpc.aio.EOF:
+            self._pace.note()
             for event in response.events:
                 self._dispatch(event)
         raise _PeerClosed
@@ -240,11 +285,12 @@ class Link(Generic[CommandT, EventT]):
         call = self._calls.get(event.stream_id)
         if call is None:
             return
-        if event.WhichOneof("event") == "end":
+        kind = event.WhichOneof("event")
+        if kind == "end":
             self._forget(event.stream_id)
             call.end(from_end(event.end))
         else:
-            call.deliver(event)
+            call.deliver(event, kind)
 
     def _forget(self, stream_id: int) -> None:
         del self._calls[stream_id]
@@ -258,7 +304,7 @@ class Link(Generic[CommandT, EventT]):
         self._calls.clear()
 
     def _lost(self) -> UnavailableError:
-        return UnavailableError(f"the link to {self.address} broke", reason="PEER_LOST")
+        return UnavailableError(f"the link to {self.address} broke", reason=PEER_LOST)
 
 
 class _PeerClosed(Exception):  # noqa: N818  # an event, not an error
@@ -266,10 +312,19 @@ class _PeerClosed(Exception):  # noqa: N818  # an event, not an error
 
 
 class LinkPool(Generic[CommandT, EventT]):
-    """One link per peer, opened on first use and closed when idle."""
+    """One link per peer, opened on first use and closed when idle.
 
-    def __init__(self, spec: LinkSpec[CommandT, EventT], idle_close_s: float = 60.0) -> None:
+    All links of a process should share one `pace`.
+    """
+
+    def __init__(
+        self,
+        spec: LinkSpec[CommandT, EventT],
+        idle_close_s: float = 60.0,
+        pace: Pace | None = None,
+    ) -> None:
         self._spec = spec
+        self._pace = pace or Pace()
         self._idle_close_s = idle_close_s
         self._links: dict[str, Link[CommandT, EventT]] = {}
 
@@ -277,7 +332,7 @@ class LinkPool(Generic[CommandT, EventT]):
         """Returns the live link to an address."""
         link = self._links.get(address)
         if link is None or link.is_broken:
-            link = self._links[address] = Link(self._spec, address)
+            link = self._links[address] = Link(self._spec, address, self._pace)
         return link
 
     async def close_idle(self) -> None:

@@ -12,6 +12,7 @@ from google.rpc import code_pb2
 
 from baton.errors import BatonError, CancelledByPeerError, DeadlineError, InternalError
 from baton.rpc.link import CommandT, EventT, LinkSpec
+from baton.rpc.pace import LONGEST_S, Outbox, Pace
 from baton.rpc.status import to_end
 from baton.v1 import link_pb2
 
@@ -37,13 +38,16 @@ class ServedCall(Generic[CommandT, EventT]):
         """Returns what is left of the deadline, or None without one."""
         return None if self.deadline_s is None else self.deadline_s - time.monotonic()
 
-    async def send(self, event: EventT) -> None:
-        """Sends an event; waits while the opener has granted no room."""
+    async def send(self, event: EventT, hold_s: float = 0.0) -> None:
+        """Sends an event; waits while the opener has granted no room.
+
+        The event may be held back for `hold_s` to travel with later ones, or with those of others.
+        """
         while self._credit <= 0:
             self._changed.clear()
             await self._changed.wait()
         self._credit -= 1
-        self._session.post(self._stream_id, event)
+        self._session.post(self._stream_id, event, hold_s)
 
     async def next_command(self) -> CommandT:
         """Waits for the next further command about this request."""
@@ -68,14 +72,16 @@ async def serve_link(
     spec: LinkSpec[CommandT, EventT],
     handler: Handler[CommandT, EventT],
     context: grpc.aio.ServicerContext[Any, Any],
+    pace: Pace | None = None,
 ) -> None:
     """Serves one link until the peer closes or breaks it; then all its requests are cancelled.
 
     Each request runs `handler` in a task of its own. A handler that returns ends its request well,
     a BatonError becomes its end frame, and its cancellation is confirmed to the opener once it has
-    really stopped. Returns only after every handler has.
+    really stopped. Returns only after every handler has. All links of a process should share one
+    `pace`.
     """
-    session = _Session(spec, handler)
+    session = _Session(spec, handler, pace or Pace())
     try:
         async with asyncio.TaskGroup() as tasks:
             writer = tasks.create_task(session.write(context))
@@ -87,30 +93,28 @@ async def serve_link(
 
 class _Session(Generic[CommandT, EventT]):
     def __init__(
-        self, spec: LinkSpec[CommandT, EventT], handler: Handler[CommandT, EventT]
+        self, spec: LinkSpec[CommandT, EventT], handler: Handler[CommandT, EventT], pace: Pace
     ) -> None:
         self._spec = spec
         self._handler = handler
         self._calls: dict[int, tuple[ServedCall[CommandT, EventT], asyncio.Task[None]]] = {}
-        self._outbox: list[EventT] = []
-        self._wake = asyncio.Event()
+        self._pace = pace
+        self._outbox: Outbox[EventT] = Outbox(pace)
 
     async def read(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         while (request := await context.read()) is not grpc.aio.EOF:
+            self._pace.note()
             for command in request.commands:
                 self._take(command)
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            events, self._outbox = self._outbox, []
+            events = await self._outbox.take()
             await context.write(self._spec.response(events=events))
 
-    def post(self, stream_id: int, event: EventT) -> None:
+    def post(self, stream_id: int, event: EventT, hold_s: float = 0.0) -> None:
         event.stream_id = stream_id  # type: ignore[attr-defined]  # every event has one
-        self._outbox.append(event)
-        self._wake.set()
+        self._outbox.post(event, hold_s)
 
     async def stop(self) -> None:
         tasks = [task for _, task in self._calls.values()]
@@ -134,12 +138,16 @@ class _Session(Generic[CommandT, EventT]):
     def _start(self, command: Any) -> None:
         call: ServedCall[CommandT, EventT] = ServedCall(self, command)
         stream_id: int = command.stream_id
+        self._outbox.peer_interval_s = min(command.context.interval_s, LONGEST_S)
         task = asyncio.get_running_loop().create_task(self._run(call))
         self._calls[stream_id] = (call, task)
         task.add_done_callback(lambda done: self._finish(stream_id, done))
 
     async def _run(self, call: ServedCall[CommandT, EventT]) -> None:
         left_s = call.time_left_s()
+        if left_s is None:
+            await self._handler(call)
+            return
         try:
             async with asyncio.timeout(left_s):
                 await self._handler(call)

@@ -1,7 +1,7 @@
-"""The three links of the mesh."""
+"""The three links of the mesh, and the one that clients may use."""
 
 from baton.rpc.link import LinkSpec
-from baton.v1 import admission_link_pb2, decode_link_pb2, prefill_link_pb2
+from baton.v1 import admission_link_pb2, decode_link_pb2, prefill_link_pb2, router_pb2
 
 ADMISSION_LINK = LinkSpec(
     method="/baton.v1.AdmissionService/Link",
@@ -23,4 +23,13 @@ PREFILL_LINK = LinkSpec(
     response=prefill_link_pb2.PrefillServiceLinkResponse,
     command=prefill_link_pb2.PrefillCommand,
     event=prefill_link_pb2.PrefillEvent,
+)
+ROUTER_LINK = LinkSpec(
+    method="/baton.v1.RouterService/Link",
+    request=router_pb2.RouterServiceLinkRequest,
+    response=router_pb2.RouterServiceLinkResponse,
+    command=router_pb2.RouterCommand,
+    event=router_pb2.RouterEvent,
+    # Each holds what came in a beat of the router's, so this many cover more than half a second.
+    window=32,
 )

@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x62\x61ton/v1/link.proto\x12\x08\x62\x61ton.v1\"X\n\x0bLinkContext\x12\x16\n\ttimeout_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\x12\x0e\n\x06window\x18\x03 \x01(\rB\x0c\n\n_timeout_s\"\x0c\n\nLinkCancel\"\x1c\n\nLinkCredit\x12\x0e\n\x06\x65vents\x18\x01 \x01(\r\"u\n\x07LinkEnd\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x1a\n\rretry_after_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_sb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x62\x61ton/v1/link.proto\x12\x08\x62\x61ton.v1\"\x80\x01\n\x0bLinkContext\x12\x16\n\ttimeout_s\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x13\n\x0btraceparent\x18\x02 \x01(\t\x12\x0e\n\x06window\x18\x03 \x01(\r\x12\x17\n\ninterval_s\x18\x04 \x01(\x01H\x01\x88\x01\x01\x42\x0c\n\n_timeout_sB\r\n\x0b_interval_s\"\x0c\n\nLinkCancel\"\x1c\n\nLinkCredit\x12\x0e\n\x06\x65vents\x18\x01 \x01(\r\"u\n\x07LinkEnd\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\r\n\x05\x66ield\x18\x04 \x01(\t\x12\x1a\n\rretry_after_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x42\x10\n\x0e_retry_after_sb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LINKCONTEXT']._serialized_start=33
-  _globals['_LINKCONTEXT']._serialized_end=121
-  _globals['_LINKCANCEL']._serialized_start=123
-  _globals['_LINKCANCEL']._serialized_end=135
-  _globals['_LINKCREDIT']._serialized_start=137
-  _globals['_LINKCREDIT']._serialized_end=165
-  _globals['_LINKEND']._serialized_start=167
-  _globals['_LINKEND']._serialized_end=284
+  _globals['_LINKCONTEXT']._serialized_start=34
+  _globals['_LINKCONTEXT']._serialized_end=162
+  _globals['_LINKCANCEL']._serialized_start=164
+  _globals['_LINKCANCEL']._serialized_end=176
+  _globals['_LINKCREDIT']._serialized_start=178
+  _globals['_LINKCREDIT']._serialized_end=206
+  _globals['_LINKEND']._serialized_start=208
+  _globals['_LINKEND']._serialized_end=325
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ The public door of the mesh: clients in any language call this service.
 See types.proto for the evolution policy.
 """
 
+from baton.v1 import link_pb2 as _link_pb2
 from baton.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -772,3 +773,141 @@ class RoutingOutcome(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__prediction_error) -> _WhichOneofReturnType__prediction_error | None: ...
 
 Global___RoutingOutcome: _TypeAlias = RoutingOutcome  # noqa: Y015
+
+@_typing.final
+class RouterServiceLinkRequest(_message.Message):
+    """Frames from a client, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMMANDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def commands(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouterCommand]:
+        """One or more frames."""
+
+    def __init__(
+        self,
+        *,
+        commands: _abc.Iterable[Global___RouterCommand] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commands", b"commands"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouterServiceLinkRequest: _TypeAlias = RouterServiceLinkRequest  # noqa: Y015
+
+@_typing.final
+class RouterServiceLinkResponse(_message.Message):
+    """Frames to a client: all that was ready for it at one moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RouterEvent]:
+        """One or more frames."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___RouterEvent] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RouterServiceLinkResponse: _TypeAlias = RouterServiceLinkResponse  # noqa: Y015
+
+@_typing.final
+class RouterCommand(_message.Message):
+    """One frame about one request, from the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    CANCEL_FIELD_NUMBER: _builtins.int
+    CREDIT_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.int
+    """Names the request on this link; never reused while the link lives."""
+    @_builtins.property
+    def context(self) -> _link_pb2.LinkContext:
+        """Only on the frame that opens the request."""
+
+    @_builtins.property
+    def start(self) -> Global___GenerateRequest:
+        """Asks for an answer, as Generate does."""
+
+    @_builtins.property
+    def cancel(self) -> _link_pb2.LinkCancel:
+        """Stops it."""
+
+    @_builtins.property
+    def credit(self) -> _link_pb2.LinkCredit:
+        """Grants room for events."""
+
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.int = ...,
+        context: _link_pb2.LinkContext | None = ...,
+        start: Global___GenerateRequest | None = ...,
+        cancel: _link_pb2.LinkCancel | None = ...,
+        credit: _link_pb2.LinkCredit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "start", b"start", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "cancel", "credit"]  # noqa: Y015
+    _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
+
+Global___RouterCommand: _TypeAlias = RouterCommand  # noqa: Y015
+
+@_typing.final
+class RouterEvent(_message.Message):
+    """One frame about one request, to the client."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STREAM_ID_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    stream_id: _builtins.int
+    """The request's name on this link."""
+    @_builtins.property
+    def chunk(self) -> Global___GenerateChunk:
+        """Some of the answer's text and tokens."""
+
+    @_builtins.property
+    def complete(self) -> Global___GenerateComplete:
+        """The end of the answer; an end frame follows."""
+
+    @_builtins.property
+    def end(self) -> _link_pb2.LinkEnd:
+        """The request is over."""
+
+    def __init__(
+        self,
+        *,
+        stream_id: _builtins.int = ...,
+        chunk: Global___GenerateChunk | None = ...,
+        complete: Global___GenerateComplete | None = ...,
+        end: _link_pb2.LinkEnd | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "complete", b"complete", "end", b"end", "event", b"event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "complete", b"complete", "end", b"end", "event", b"event", "stream_id", b"stream_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["chunk", "complete", "end"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___RouterEvent: _TypeAlias = RouterEvent  # noqa: Y015

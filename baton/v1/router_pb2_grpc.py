@@ -40,6 +40,11 @@ class RouterServiceStub:
                 request_serializer=baton_dot_v1_dot_router__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_router__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Link = channel.stream_stream(
+                '/baton.v1.RouterService/Link',
+                request_serializer=baton_dot_v1_dot_router__pb2.RouterServiceLinkRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_router__pb2.RouterServiceLinkResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/baton.v1.RouterService/ListModels',
                 request_serializer=baton_dot_v1_dot_router__pb2.ListModelsRequest.SerializeToString,
@@ -70,6 +75,15 @@ class RouterServiceServicer:
         """Streams the answer to one prompt. Errors are gRPC statuses with ErrorInfo
         (domain "baton.v1") and, where a retry can help, RetryInfo; a stream that ends
         with OK always carried a GenerateComplete.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Link(self, request_iterator, context):
+        """Many Generate requests on one long-lived stream, for gateways and client libraries
+        that send many: a request is then a few frames and not a stream of its own, at a
+        fraction of the cost for both sides. Same answers, same errors (in the end frame).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -115,6 +129,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=baton_dot_v1_dot_router__pb2.GenerateRequest.FromString,
                     response_serializer=baton_dot_v1_dot_router__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Link': grpc.stream_stream_rpc_method_handler(
+                    servicer.Link,
+                    request_deserializer=baton_dot_v1_dot_router__pb2.RouterServiceLinkRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_router__pb2.RouterServiceLinkResponse.SerializeToString,
             ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
@@ -165,6 +184,33 @@ class RouterService:
             '/baton.v1.RouterService/Generate',
             baton_dot_v1_dot_router__pb2.GenerateRequest.SerializeToString,
             baton_dot_v1_dot_router__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Link(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/baton.v1.RouterService/Link',
+            baton_dot_v1_dot_router__pb2.RouterServiceLinkRequest.SerializeToString,
+            baton_dot_v1_dot_router__pb2.RouterServiceLinkResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,11 @@ class RouterServiceStub:
     (domain "baton.v1") and, where a retry can help, RetryInfo; a stream that ends
     with OK always carried a GenerateComplete.
     """
+    Link: _grpc.StreamStreamMultiCallable[_router_pb2.RouterServiceLinkRequest, _router_pb2.RouterServiceLinkResponse]
+    """Many Generate requests on one long-lived stream, for gateways and client libraries
+    that send many: a request is then a few frames and not a stream of its own, at a
+    fraction of the cost for both sides. Same answers, same errors (in the end frame).
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]
     """Lists the models that the fleet serves."""
     GetFleet: _grpc.UnaryUnaryMultiCallable[_router_pb2.GetFleetRequest, _router_pb2.GetFleetResponse]
@@ -65,6 +70,11 @@ class RouterServiceAsyncStub(RouterServiceStub):
     """Streams the answer to one prompt. Errors are gRPC statuses with ErrorInfo
     (domain "baton.v1") and, where a retry can help, RetryInfo; a stream that ends
     with OK always carried a GenerateComplete.
+    """
+    Link: _aio.StreamStreamMultiCallable[_router_pb2.RouterServiceLinkRequest, _router_pb2.RouterServiceLinkResponse]  # type: ignore[assignment]
+    """Many Generate requests on one long-lived stream, for gateways and client libraries
+    that send many: a request is then a few frames and not a stream of its own, at a
+    fraction of the cost for both sides. Same answers, same errors (in the end frame).
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_router_pb2.ListModelsRequest, _router_pb2.ListModelsResponse]  # type: ignore[assignment]
     """Lists the models that the fleet serves."""
@@ -94,6 +104,17 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the answer to one prompt. Errors are gRPC statuses with ErrorInfo
         (domain "baton.v1") and, where a retry can help, RetryInfo; a stream that ends
         with OK always carried a GenerateComplete.
+        """
+
+    @_abc_1.abstractmethod
+    def Link(
+        self,
+        request_iterator: _MaybeAsyncIterator[_router_pb2.RouterServiceLinkRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_router_pb2.RouterServiceLinkResponse], _abc.AsyncIterator[_router_pb2.RouterServiceLinkResponse]]:
+        """Many Generate requests on one long-lived stream, for gateways and client libraries
+        that send many: a request is then a few frames and not a stream of its own, at a
+        fraction of the cost for both sides. Same answers, same errors (in the end frame).
         """
 
     @_abc_1.abstractmethod

@@ -11,6 +11,7 @@ from baton.text import TextStream
 from baton.v1 import decode_link_pb2, router_pb2, types_pb2
 from services.router import timing
 from services.router.generation import Generation
+from services.router.relay import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,32 @@ class Answer:
         self._measured_s |= parts_s
         self._measured_s["route"] = elapsed_s - permitted_s - sum(parts_s.values())
 
-    def take(self, tokens: decode_link_pb2.DecodeTokens) -> router_pb2.GenerateChunk:
-        """Returns the chunk for new tokens; `finish_reason` is set once a stop string was seen."""
-        text = self._text.push(tokens.output_ids)
-        if self._text.stopped:
-            self.finish_reason = FinishReason.STOP
-        return router_pb2.GenerateChunk(
-            text=text, output_ids=tokens.output_ids, logprobs=tokens.logprobs
-        )
+    def take(self, progress: Progress) -> str:
+        """Returns the text for new tokens, and at the end what was held back.
 
-    def finish(self, reason: int) -> str:
+        Sets `finish_reason` at the end, which a stop string brings too; tokens behind it are taken
+        out of `progress` and of the generation.
+        """
+        if progress.output_ids and self._generation.sampling.stop:
+            text = self._push_until_stop(progress)
+        else:
+            text = self._text.push(progress.output_ids)
+        if progress.finish_reason and self.finish_reason is None:
+            text += self._finish(progress.finish_reason)
+        return text
+
+    def _push_until_stop(self, progress: Progress) -> str:
+        text = ""
+        for at, token_id in enumerate(progress.output_ids, start=1):
+            text += self._text.push((token_id,))
+            if self._text.stopped:
+                self.finish_reason = FinishReason.STOP
+                self._generation.drop_last(len(progress.output_ids) - at)
+                del progress.output_ids[at:], progress.logprobs[at:]
+                break
+        return text
+
+    def _finish(self, reason: int) -> str:
         """Ends the answer and returns the text that was held back until now."""
         if not self._generation.tokens:
             raise InternalError("a generation finished without a token")

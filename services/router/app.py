@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from baton.config import Config
 from baton.rpc.link import LinkPool
 from baton.rpc.links import ADMISSION_LINK, DECODE_LINK
+from baton.rpc.pace import Pace
 from baton.rpc.server import Listening, ServiceServer
 from baton.rpc.worker_info import LONGEST_AGE_S
 from baton.state.background import running
@@ -74,8 +75,9 @@ async def running_router(
     credits, suspects = InFlightCredits(), Suspects(SUSPECT_S)
     exchange = CreditExchange(redis, new_incarnation(), credits.recent)
     candidates = Candidates(fleet, index, FleetCredits(credits, exchange), suspects, model)
-    admission_links: LinkPool[Any, Any] = LinkPool(ADMISSION_LINK)
-    decode_links: LinkPool[Any, Any] = LinkPool(DECODE_LINK)
+    pace = Pace()
+    admission_links: LinkPool[Any, Any] = LinkPool(ADMISSION_LINK, pace=pace)
+    decode_links: LinkPool[Any, Any] = LinkPool(DECODE_LINK, pace=pace)
     permits = PermitClient(fleet, admission_links)
     explanations = Explanations()
     metrics = RouterMetrics(telemetry, model.name, explanations)
@@ -97,7 +99,7 @@ async def running_router(
     pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
     telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
     server = ServiceServer(listening.host, listening.port, [SERVICE])
-    servicer = RouterServer(pipeline, fleet, candidates, model, metrics, explanations)
+    servicer = RouterServer(pipeline, fleet, candidates, model, metrics, explanations, pace)
     router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server.grpc)
     async with AsyncExitStack() as stack:
         for links in (admission_links, decode_links):

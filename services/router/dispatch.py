@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from typing import Any
 
 from baton.errors import (
@@ -15,7 +15,6 @@ from baton.errors import (
     TransferError,
     UnavailableError,
 )
-from baton.requests import FinishReason
 from baton.rpc.link import LinkPool
 from baton.telemetry.names import (
     ATTR_DECODE_WORKER,
@@ -28,12 +27,13 @@ from baton.telemetry.names import (
     SPAN_ROUTE,
 )
 from baton.telemetry.providers import Telemetry
-from baton.v1 import decode_link_pb2, types_pb2
+from baton.v1 import decode_link_pb2
 from services.router.candidates import Candidates
-from services.router.credits import InFlightCredits, Suspects
+from services.router.credits import Credit, InFlightCredits, Suspects
 from services.router.explanations import Explanations
 from services.router.generation import Generation
 from services.router.policy import Decision, Option, RouteRequest, RoutingPolicy
+from services.router.relay import Beat, Progress, Relay
 from services.router.sessions import Sessions
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,6 @@ NO_WORKER_RETRY_S = 1.0
 
 _LOST = (UnavailableError, TransferError, KvMismatchError, CancelledByPeerError)
 _ENGINE_DEATHS = frozenset({"STEP_FAILED", "ENGINE_DOWN"})
-
-DecodeEvent = decode_link_pb2.DecodeEvent
 
 
 class Dispatcher:
@@ -71,9 +69,10 @@ class Dispatcher:
         self._offload_above_tokens = offload_above_tokens
         self._explanations = explanations
         self._sessions = sessions
+        self._beat = Beat()
 
-    async def stream(self, generation: Generation) -> AsyncGenerator[DecodeEvent, None]:
-        """Yields the events of a whole generation; the last one is `finished`.
+    async def stream(self, generation: Generation) -> AsyncGenerator[Progress, None]:
+        """Yields what came of a whole generation, piece by piece; the last one has the finish.
 
         A token appears once, whatever happens to workers. Raises UnavailableError (NO_WORKER) when
         no decode worker is left to try, the last worker's error after the last attempt, and
@@ -82,14 +81,14 @@ class Dispatcher:
         while (reason := generation.finish_reason()) is None:
             decision = self._place(generation)
             try:
-                async with aclosing(self._attempt(generation, decision)) as events:
-                    async for event in events:
-                        yield event
+                async with aclosing(self._attempt(generation, decision)) as pieces:
+                    async for progress in pieces:
+                        yield progress
             except BatonError as error:
                 self._turn_away_from(generation, decision, error)
             else:
                 return
-        yield DecodeEvent(finished=decode_link_pb2.DecodeFinished(finish_reason=_number(reason)))
+        yield Progress(finish_reason=reason)
 
     def decide(self, generation: Generation, hashes: Sequence[int]) -> Decision:
         """Returns where the generation would go now. Raises UnavailableError (NO_WORKER)."""
@@ -98,7 +97,7 @@ class Dispatcher:
         if not decode:
             raise _nobody_left(generation)
         request = RouteRequest(
-            prompt_tokens=len(generation.context_ids),
+            prompt_tokens=generation.context_tokens,
             kv_bytes_per_token=self._candidates.kv_bytes_per_token,
             ttft_slo_s=generation.ttft_slo_s,
             tpot_slo_s=generation.tpot_slo_s,
@@ -113,12 +112,13 @@ class Dispatcher:
                 hashes = self._candidates.hashes(generation.context_ids, generation.cache_salt)
             decision = self.decide(generation, hashes)
             self._predict(generation, decision, hashes)
-            span.set_attributes(_attributes(decision))
+            if span.is_recording():
+                span.set_attributes(_attributes(decision))
         generation.decision = decision
         generation.migrations = generation.lost_workers
         if generation.placed_s is None:
             generation.placed_s = time.monotonic()
-        prompt_tokens = len(generation.context_ids)
+        prompt_tokens = generation.context_tokens
         self._explanations.placed(generation.request_id, decision, prompt_tokens)
         worker_id = decision.decode.worker_id
         self._sessions.served(generation.tenant, generation.session_id, worker_id)
@@ -135,49 +135,50 @@ class Dispatcher:
         """Guesses what the decode worker will decide; only credits and predictions depend on it."""
         if decision.chosen is not None:
             return decision.chosen.prefill is not None
-        uncached = len(generation.context_ids) - decision.decode.cached_tokens
+        uncached = generation.context_tokens - decision.decode.cached_tokens
         return bool(decision.prefill_candidates) and uncached > self._offload_above_tokens
 
     async def _attempt(
         self, generation: Generation, decision: Decision
-    ) -> AsyncGenerator[DecodeEvent, None]:
+    ) -> AsyncGenerator[Progress, None]:
         start = decode_link_pb2.DecodeCommand(start=generation.start(decision))
-        with ExitStack() as decoding, ExitStack() as prefilling:
-            self._hold_credits(generation, decision, decoding, prefilling)
-            call = self._links.link(decision.decode.address).open(
-                start, timeout_s=generation.time_left_s(), traceparent=generation.traceparent
-            )
-            generation.sent_s = time.monotonic()
-            has_finished = False
-            async with call:
-                async for event in call:
-                    kind = event.WhichOneof("event")
-                    if kind == "tokens":
-                        if generation.first_token_s is None:
-                            generation.first_token_s = time.monotonic()
-                        generation.tokens.extend(event.tokens.output_ids)
-                    elif kind == "prefilled":
-                        prefilling.close()
-                    has_finished = has_finished or kind == "finished"
-                    yield event
+        decoding, prefilling = self._take_credits(generation, decision)
+        relay = Relay(self._beat, has_started=bool(generation.tokens))
+        call = self._links.link(decision.decode.address).open(
+            start,
+            timeout_s=generation.time_left_s(),
+            traceparent=generation.traceparent,
+            receiver=relay,
+        )
+        generation.sent_s = time.monotonic()
+        has_finished = False
+        try:
+            while (progress := await relay.next(call)) is not None:
+                if progress.prefilled is not None and prefilling is not None:
+                    self._credits.give_back(prefilling)
+                if progress.output_ids:
+                    generation.take_tokens(progress.output_ids)
+                has_finished = has_finished or bool(progress.finish_reason)
+                yield progress
+        finally:
+            call.request_cancel()
+            self._credits.give_back(decoding)
+            if prefilling is not None:
+                self._credits.give_back(prefilling)
         if not has_finished:
             raise InternalError(f"{decision.decode.worker_id} ended without a finish reason")
 
-    def _hold_credits(
-        self,
-        generation: Generation,
-        decision: Decision,
-        decoding: ExitStack,
-        prefilling: ExitStack,
-    ) -> None:
-        decode, prompt_tokens = decision.decode, len(generation.context_ids)
-        uncached = prompt_tokens - decode.cached_tokens
-        if self._goes_remote(generation, decision):
-            prefill = decision.prefill_candidates[0]
-            missing = prompt_tokens - prefill.cached_tokens
-            prefilling.enter_context(self._credits.hold(prefill.incarnation, missing))
-            uncached = 0
-        decoding.enter_context(self._credits.hold(decode.incarnation, uncached))
+    def _take_credits(
+        self, generation: Generation, decision: Decision
+    ) -> tuple[Credit, Credit | None]:
+        """Counts the dispatch at the decode worker, and at the prefill worker that may compute."""
+        decode, prompt_tokens = decision.decode, generation.context_tokens
+        if not self._goes_remote(generation, decision):
+            uncached = prompt_tokens - decode.cached_tokens
+            return self._credits.take(decode.incarnation, uncached), None
+        prefill = decision.prefill_candidates[0]
+        prefilling = self._credits.take(prefill.incarnation, prompt_tokens - prefill.cached_tokens)
+        return self._credits.take(decode.incarnation, 0), prefilling
 
     def _turn_away_from(
         self, generation: Generation, decision: Decision, error: BatonError
@@ -216,10 +217,6 @@ def _nobody_left(generation: Generation) -> BatonError:
         reason="NO_WORKER",
         retry_after_s=NO_WORKER_RETRY_S,
     )
-
-
-def _number(reason: FinishReason) -> types_pb2.FinishReason.ValueType:
-    return types_pb2.FinishReason.ValueType(reason)
 
 
 def _attributes(decision: Decision) -> dict[str, str | int | float]:

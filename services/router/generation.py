@@ -1,6 +1,7 @@
 """One generation over all the decode workers that it takes."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from baton.errors import BatonError
@@ -22,7 +23,7 @@ class Generation:
     """
 
     request_id: str
-    input_ids: tuple[int, ...]
+    input_ids: Sequence[int]
     sampling: SamplingParams
     priority: Priority
     cache_salt: str
@@ -48,9 +49,25 @@ class Generation:
         return None if self.deadline_s is None else self.deadline_s - time.monotonic()
 
     @property
-    def context_ids(self) -> tuple[int, ...]:
+    def context_ids(self) -> Sequence[int]:
         """The prompt and what was generated so far."""
-        return (*self.input_ids, *self.tokens)
+        return (*self.input_ids, *self.tokens) if self.tokens else self.input_ids
+
+    @property
+    def context_tokens(self) -> int:
+        """Length of the prompt and what was generated so far."""
+        return len(self.input_ids) + len(self.tokens)
+
+    def take_tokens(self, output_ids: Sequence[int]) -> None:
+        """Takes tokens that came from a worker."""
+        if self.first_token_s is None:
+            self.first_token_s = time.monotonic()
+        self.tokens.extend(output_ids)
+
+    def drop_last(self, tokens: int) -> None:
+        """Takes back tokens that turned out not to belong to the answer."""
+        if tokens:
+            del self.tokens[-tokens:]
 
     def finish_reason(self) -> FinishReason | None:
         """Returns why the tokens so far are all, if they are.
@@ -67,7 +84,9 @@ class Generation:
 
     def start(self, decision: Decision) -> decode_link_pb2.DecodeStart:
         """Returns the frame that asks the chosen worker for the rest."""
-        left = replace(self.sampling, max_tokens=self.sampling.max_tokens - len(self.tokens))
+        left = self.sampling
+        if self.tokens:
+            left = replace(left, max_tokens=left.max_tokens - len(self.tokens))
         return decode_link_pb2.DecodeStart(
             request_id=self.request_id,
             input_ids=self.context_ids,
@@ -75,7 +94,7 @@ class Generation:
             priority=types_pb2.Priority.ValueType(self.priority),
             cache_salt=self.cache_salt,
             prefill_candidates=[
-                _candidate(view, decision, len(self.context_ids))
+                _candidate(view, decision, self.context_tokens)
                 for view in decision.prefill_candidates
             ],
             resumed_tokens=len(self.tokens),

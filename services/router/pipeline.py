@@ -1,7 +1,6 @@
 """A request's way through the router: check, tokens, permit, placement, stream, account."""
 
 import time
-from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -19,11 +18,9 @@ from services.router.generation import Generation
 from services.router.incoming import Incoming, fitted, tokenize
 from services.router.metrics import RequestRecord, RouterMetrics, mode_name
 from services.router.model import ServedModel
+from services.router.outlet import Outlet
 from services.router.permits import HeldPermit, PermitClient, PermitNeed
 from services.router.validation import check_request, check_tokens
-
-Write = Callable[[router_pb2.GenerateResponse], Awaitable[None]]
-"""Sends one message to the client; waits while the client does not read."""
 
 
 class Pipeline:
@@ -50,7 +47,7 @@ class Pipeline:
         message: router_pb2.GenerateRequest,
         deadline_s: float | None,
         traceparent: str,
-        write: Write,
+        outlet: Outlet,
     ) -> None:
         """Answers one request; returns after its GenerateComplete was written.
 
@@ -86,8 +83,8 @@ class Pipeline:
                 record.answer = Answer(
                     generation, self._model.tokenizer, record.arrived_s, measured_s, time.monotonic
                 )
-                await self._stream(record.answer, generation, permit, write)
-                await self._complete(record, permit, span, write)
+                await self._stream(record.answer, generation, permit, outlet)
+                await self._complete(record, permit, span, outlet)
 
     async def route(self, message: router_pb2.GenerateRequest) -> Placed:
         """Returns where a request would go now; nothing is reserved and nothing remembered.
@@ -137,40 +134,31 @@ class Pipeline:
         )
 
     async def _stream(
-        self, answer: Answer, generation: Generation, permit: HeldPermit, write: Write
+        self, answer: Answer, generation: Generation, permit: HeldPermit, outlet: Outlet
     ) -> None:
         # An async generator: closing it cancels the request on the decode worker.
-        async with aclosing(self._dispatcher.stream(generation)) as events:
-            async for event in events:
-                kind = event.WhichOneof("event")
-                if kind == "prefilled":
+        async with aclosing(self._dispatcher.stream(generation)) as pieces:
+            async for progress in pieces:
+                if progress.prefilled is not None:
                     permit.prefill_done()
-                    answer.note_prefilled(event.prefilled)
-                elif kind == "tokens":
-                    await _write_chunk(answer, answer.take(event.tokens), write)
-                    if answer.finish_reason is not None:
-                        return
-                elif kind == "finished":
-                    held_back = answer.finish(event.finished.finish_reason)
-                    if held_back:
-                        chunk = router_pb2.GenerateChunk(text=held_back)
-                        await _write_chunk(answer, chunk, write)
+                    answer.note_prefilled(progress.prefilled)
+                text = answer.take(progress)
+                if text or progress.output_ids:
+                    await outlet.chunk(text, progress.output_ids, progress.logprobs)
+                    answer.wrote_chunk()
+                if answer.finish_reason is not None:
                     return
 
     async def _complete(
-        self, record: RequestRecord, permit: HeldPermit, span: Span, write: Write
+        self, record: RequestRecord, permit: HeldPermit, span: Span, outlet: Outlet
     ) -> None:
         answer = record.answer
         assert answer is not None
         record.figures = answer.figures()
-        _account(record, span)
+        if span.is_recording():
+            _account(record, span)
         complete = answer.complete(self._model.name, record.figures, permit.degradations)
-        await write(router_pb2.GenerateResponse(complete=complete))
-
-
-async def _write_chunk(answer: Answer, chunk: router_pb2.GenerateChunk, write: Write) -> None:
-    await write(router_pb2.GenerateResponse(chunk=chunk))
-    answer.wrote_chunk()
+        await outlet.complete(complete)
 
 
 def _degrade(generation: Generation, permit: HeldPermit) -> None:
@@ -182,6 +170,8 @@ def _degrade(generation: Generation, permit: HeldPermit) -> None:
 def _describe(incoming: Incoming, record: RequestRecord, span: Span) -> None:
     record.request_id = incoming.request_id
     record.priority = incoming.priority.name.lower()
+    if not span.is_recording():
+        return
     span.set_attributes(
         {
             names.ATTR_REQUEST_ID: incoming.request_id,

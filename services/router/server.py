@@ -1,11 +1,15 @@
 """RouterService: RPCs to the pipeline, the fleet to messages."""
 
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 
 from baton.errors import InvalidRequestError
+from baton.rpc.link_server import serve_link
+from baton.rpc.links import ROUTER_LINK
+from baton.rpc.pace import Pace
 from baton.rpc.server import statuses
 from baton.rpc.worker_info import age_message, worker_info
 from baton.state.fleet import FleetView
@@ -16,6 +20,7 @@ from services.router.explain_messages import decision_message, explanation_messa
 from services.router.explanations import Explanations
 from services.router.metrics import RouterMetrics
 from services.router.model import ServedModel
+from services.router.outlet import LinkOutlet, RouterCall, StreamOutlet
 from services.router.pipeline import Pipeline
 
 SERVICE = "baton.v1.RouterService"
@@ -33,6 +38,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         model: ServedModel,
         metrics: RouterMetrics,
         explanations: Explanations,
+        pace: Pace,
     ) -> None:
         self._pipeline = pipeline
         self._fleet = fleet
@@ -40,6 +46,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         self._model = model
         self._metrics = metrics
         self._explanations = explanations
+        self._pace = pace
 
     # The read-write form of grpc.aio, in which a slow client makes `write` wait.
     async def Generate(  # type: ignore[override]
@@ -51,7 +58,21 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         async with statuses(context):
             left_s = context.time_remaining()
             deadline_s = None if left_s is None else time.monotonic() + left_s
-            await self._pipeline.run(request, deadline_s, _traceparent(context), context.write)
+            outlet = StreamOutlet(context)
+            await self._pipeline.run(request, deadline_s, _traceparent(context), outlet)
+
+    async def Link(  # type: ignore[override]
+        self,
+        request_iterator: AsyncIterator[router_pb2.RouterServiceLinkRequest],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> None:
+        """Serves many requests of one client until it hangs up; they end with the link."""
+        await serve_link(ROUTER_LINK, self._serve, context, self._pace)
+
+    async def _serve(self, call: RouterCall) -> None:
+        await self._pipeline.run(
+            call.start.start, call.deadline_s, call.traceparent, LinkOutlet(call)
+        )
 
     async def ListModels(
         self,

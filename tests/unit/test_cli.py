@@ -15,8 +15,8 @@ from baton import errors
 from baton.cli.main import app
 from baton.cli.status import kv_bar
 from baton.cli.summary import bytes_text
-from baton.rpc.status import duration, to_status
-from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
+from baton.rpc.status import duration, to_end
+from baton.v1 import link_pb2, router_pb2, router_pb2_grpc, types_pb2
 
 ROOT = Path(__file__).parents[2]
 
@@ -28,14 +28,26 @@ class Router(router_pb2_grpc.RouterServiceServicer):
         self.error: errors.BatonError | None = None
         self.request = router_pb2.GenerateRequest()
 
-    def Generate(self, request: Any, context: Any) -> Iterator[router_pb2.GenerateResponse]:
-        self.request = request
+    def Link(self, request_iterator: Any, context: Any) -> Iterator[Any]:
+        for request in request_iterator:
+            for command in request.commands:
+                if command.HasField("start"):
+                    self.request = command.start
+                    events = [*self.answer(), router_pb2.RouterEvent(end=self.end())]
+                    for event in events:
+                        event.stream_id = command.stream_id
+                    yield router_pb2.RouterServiceLinkResponse(events=events)
+
+    def answer(self) -> Iterator[router_pb2.RouterEvent]:
         if self.error is not None:
-            context.abort_with_status(to_status(self.error))
+            return
         for number, text in enumerate(("one", " two", " three")):
             chunk = router_pb2.GenerateChunk(text=text, output_ids=[number])
-            yield router_pb2.GenerateResponse(chunk=chunk)
-        yield router_pb2.GenerateResponse(complete=completion())
+            yield router_pb2.RouterEvent(chunk=chunk)
+        yield router_pb2.RouterEvent(complete=completion())
+
+    def end(self) -> link_pb2.LinkEnd:
+        return to_end(self.error) if self.error is not None else link_pb2.LinkEnd()
 
     def GetFleet(self, request: Any, context: Any) -> router_pb2.GetFleetResponse:
         stats = types_pb2.WorkerStats(

@@ -10,6 +10,8 @@ from google.rpc import code_pb2
 from baton import errors
 from baton.client import ROUTER_UNREACHABLE, Prompt, RequestOptions, RouterClient
 from baton.rpc import status
+from baton.rpc.link_server import ServedCall, serve_link
+from baton.rpc.links import ROUTER_LINK
 from baton.rpc.server import ServiceServer, statuses
 from baton.v1 import link_pb2, router_pb2, router_pb2_grpc
 
@@ -58,6 +60,13 @@ class FailingRouter(router_pb2_grpc.RouterServiceServicer):
         async with statuses(context):
             yield router_pb2.GenerateResponse(chunk=router_pb2.GenerateChunk(text="a"))
             raise self.error
+
+    async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        async def serve(call: ServedCall[Any, Any]) -> None:
+            await call.send(router_pb2.RouterEvent(chunk=router_pb2.GenerateChunk(text="a")))
+            raise self.error
+
+        await serve_link(ROUTER_LINK, serve, context)
 
 
 @pytest.fixture

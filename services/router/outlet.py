@@ -1,0 +1,55 @@
+"""Where an answer's parts go: a Generate call of one client, or a link that many requests share."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grpc
+
+from baton.rpc.link_server import ServedCall
+from baton.v1 import router_pb2
+
+RouterCall = ServedCall[router_pb2.RouterCommand, router_pb2.RouterEvent]
+
+
+class Outlet(Protocol):
+    """Sends an answer's parts to its client; waits while the client does not read."""
+
+    async def chunk(self, text: str, output_ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """Sends some of the answer."""
+        ...
+
+    async def complete(self, complete: router_pb2.GenerateComplete) -> None:
+        """Sends the end of the answer."""
+        ...
+
+
+class StreamOutlet:
+    """The stream of one Generate call."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+
+    async def chunk(self, text: str, output_ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """See Outlet."""
+        chunk = router_pb2.GenerateChunk(text=text, output_ids=output_ids, logprobs=logprobs)
+        await self._context.write(router_pb2.GenerateResponse(chunk=chunk))
+
+    async def complete(self, complete: router_pb2.GenerateComplete) -> None:
+        """See Outlet."""
+        await self._context.write(router_pb2.GenerateResponse(complete=complete))
+
+
+class LinkOutlet:
+    """One request on a link."""
+
+    def __init__(self, call: RouterCall) -> None:
+        self._call = call
+
+    async def chunk(self, text: str, output_ids: Sequence[int], logprobs: Sequence[float]) -> None:
+        """See Outlet."""
+        chunk = router_pb2.GenerateChunk(text=text, output_ids=output_ids, logprobs=logprobs)
+        await self._call.send(router_pb2.RouterEvent(chunk=chunk))
+
+    async def complete(self, complete: router_pb2.GenerateComplete) -> None:
+        """See Outlet."""
+        await self._call.send(router_pb2.RouterEvent(complete=complete))
