@@ -64,7 +64,7 @@ __all__ = [
 ENV_PREFIX = "BATON_"
 ENV_CONFIG_FILE = "BATON_CONFIG"
 ENV_REDIS_URL = "REDIS_URL"
-_NOT_KNOBS = frozenset({ENV_CONFIG_FILE})
+_NOT_KNOBS = frozenset({ENV_CONFIG_FILE, "BATON_TLS_DIR"})
 _REDIS_KNOB = "mesh.redis_url"
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-from baton.cli import config, demo, explain, generate, simulate, status, up
+from baton.cli import certs, config, demo, explain, generate, simulate, status, up
 
 app = typer.Typer(
     name="baton",
@@ -17,6 +17,7 @@ app.command("status")(status.status)
 app.command("explain")(explain.explain)
 app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
+app.command("certs")(certs.certs)
 app.add_typer(config.app, name="config")
 
 

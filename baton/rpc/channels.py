@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import grpc
 
+from baton.rpc.identity import TARGET_NAME, Identity
+
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """Largest message either way; a prompt of two million token ids still fits."""
 
@@ -36,5 +38,12 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
 
 
 def open_channel(address: str) -> grpc.aio.Channel:
-    """Returns a channel to host:port inside the mesh; connects on first use."""
-    return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    """Returns a channel to host:port inside the mesh; connects on first use.
+
+    It is TLS where this process has an identity. Raises StartupError when that is incomplete.
+    """
+    identity = Identity.of()
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
+    options = [*CHANNEL_OPTIONS, TARGET_NAME]
+    return grpc.aio.secure_channel(address, identity.channel_credentials(), options=options)

@@ -2,7 +2,7 @@
 
 Without SERVICE it asks whether the process is alive, with one (baton.v1.RouterService) whether that
 service takes work. Exits with 0 when the answer is SERVING, else prints why and exits with 1. Made
-for container health checks: synchronous, and it imports nothing but grpc.
+for container health checks: synchronous, and it imports little but grpc.
 """
 
 import argparse
@@ -10,6 +10,9 @@ import sys
 
 import grpc
 from grpc_health.v1 import health_pb2
+
+from baton.errors import StartupError
+from baton.rpc.identity import TARGET_NAME, Identity
 
 TIMEOUT_S = 3.0
 """How long connecting and answering may take together."""
@@ -20,7 +23,11 @@ _SERVING = health_pb2.HealthCheckResponse.SERVING
 def check(address: str, service: str = "", timeout_s: float = TIMEOUT_S) -> str:
     """Returns "" when `service` at host:port is serving, else why it is not."""
     request = health_pb2.HealthCheckRequest(service=service)
-    with grpc.insecure_channel(address) as channel:
+    try:
+        opened = _channel(address)
+    except StartupError as error:
+        return str(error)
+    with opened as channel:
         ask = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -33,6 +40,13 @@ def check(address: str, service: str = "", timeout_s: float = TIMEOUT_S) -> str:
     if response.status == _SERVING:
         return ""
     return health_pb2.HealthCheckResponse.ServingStatus.Name(response.status)
+
+
+def _channel(address: str) -> grpc.Channel:
+    identity = Identity.of()
+    if identity is None:
+        return grpc.insecure_channel(address)
+    return grpc.secure_channel(address, identity.channel_credentials(), options=[TARGET_NAME])
 
 
 def main(arguments: list[str] | None = None) -> int:

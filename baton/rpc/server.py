@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 
 from baton.errors import BatonError, StartupError
 from baton.rpc.channels import SERVER_OPTIONS
+from baton.rpc.identity import Identity
 from baton.rpc.status import to_status
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,20 @@ class Listening:
 
 
 class ServiceServer:
-    """One listening server. Health: "" means alive; the named services mean ready for work."""
+    """One listening server. Health: "" means alive; the named services mean ready for work.
 
-    def __init__(self, host: str, port: int, services: Sequence[str]) -> None:
+    Where the process has an identity it speaks TLS, and only with members of the fleet unless it
+    `admits_strangers`.
+    """
+
+    def __init__(
+        self, host: str, port: int, services: Sequence[str], *, admits_strangers: bool = False
+    ) -> None:
         self.host = host
         self.port = port
         self.grpc = grpc.aio.server(options=list(SERVER_OPTIONS))
         self._services = services
+        self._admits_strangers = admits_strangers
         self._health = health_aio.HealthServicer()
 
     @property
@@ -74,7 +82,7 @@ class ServiceServer:
         names = (*self._services, HEALTH_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self.grpc)
         try:
-            self.port = self.grpc.add_insecure_port(self.address)
+            self.port = self._bind()
         except RuntimeError as error:
             raise StartupError(
                 f"cannot listen on {self.address}: the port is taken or the address is not this "
@@ -83,6 +91,13 @@ class ServiceServer:
         await self._health.set("", SERVING)
         await self.set_ready(False)
         await self.grpc.start()
+
+    def _bind(self) -> int:
+        identity = Identity.of()
+        if identity is None:
+            return self.grpc.add_insecure_port(self.address)
+        credentials = identity.server_credentials(self._admits_strangers)
+        return self.grpc.add_secure_port(self.address, credentials)
 
     async def set_ready(self, is_ready: bool) -> None:
         """Tells health checkers whether the named services take work."""

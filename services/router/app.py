@@ -98,7 +98,7 @@ async def running_router(
     )
     pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
     telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
-    server = ServiceServer(listening.host, listening.port, [SERVICE])
+    server = ServiceServer(listening.host, listening.port, [SERVICE], admits_strangers=True)
     servicer = RouterServer(pipeline, fleet, candidates, model, metrics, explanations, pace)
     router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server.grpc)
     async with AsyncExitStack() as stack:

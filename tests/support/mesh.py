@@ -6,7 +6,8 @@ from typing import Any
 
 import grpc
 
-from baton.rpc.channels import MAX_MESSAGE_BYTES
+from baton.rpc.channels import MAX_MESSAGE_BYTES, open_channel
+from baton.rpc.identity import TARGET_NAME, Identity
 from baton.v1 import (
     admission_pb2,
     admission_pb2_grpc,
@@ -43,8 +44,7 @@ class Client:
     """A client of one router."""
 
     def __init__(self, address: str) -> None:
-        limit = [("grpc.max_send_message_length", 4 * MAX_MESSAGE_BYTES)]
-        self.channel = grpc.aio.insecure_channel(address, options=limit)
+        self.channel = _client_channel(address)
         self.stub = router_pb2_grpc.RouterServiceStub(self.channel)
 
     async def close(self) -> None:
@@ -80,9 +80,20 @@ class Client:
         return await self.stub.GetFleet(router_pb2.GetFleetRequest(), timeout=5)
 
 
+def _client_channel(address: str) -> grpc.aio.Channel:
+    """Returns a channel that sends more than the mesh takes, so that tests can see it refused."""
+    limit = ("grpc.max_send_message_length", 4 * MAX_MESSAGE_BYTES)
+    identity = Identity.of()
+    if identity is None:
+        return grpc.aio.insecure_channel(address, options=[limit])
+    return grpc.aio.secure_channel(
+        address, identity.channel_credentials(), options=[limit, TARGET_NAME]
+    )
+
+
 async def worker_stats(address: str, role: str) -> Any:
     """Returns a worker's own figures of this moment."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_channel(address) as channel:
         if role == "prefill":
             stub = prefill_pb2_grpc.PrefillServiceStub(channel)
             state = await stub.GetState(prefill_pb2.PrefillServiceGetStateRequest(), timeout=5)
@@ -94,7 +105,7 @@ async def worker_stats(address: str, role: str) -> Any:
 
 async def admission_state(address: str) -> Any:
     """Returns the permits and queues of an admission service."""
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with open_channel(address) as channel:
         stub = admission_pb2_grpc.AdmissionServiceStub(channel)
         return await stub.GetState(admission_pb2.AdmissionServiceGetStateRequest(), timeout=5)
 
