@@ -47,6 +47,10 @@ test-e2e: setup ## Run only the tests that start the whole mesh
 test-chaos: setup ## Break the mesh at random under load (ROUNDS=20 SEED=1)
 	$(BIN)/python -m tests.chaos --rounds $(or $(ROUNDS),20) --seed $(or $(SEED),1) $(ARGS)
 
+.PHONY: soak
+soak: setup ## Keep the mesh busy for long (MINUTES=30); ARGS="--streams 1000 --engine simulated"
+	$(BIN)/python -m tests.chaos.soak --minutes $(or $(MINUTES),30) $(ARGS)
+
 .PHONY: fuzz
 fuzz: setup ## Fuzz one reader of outside input (TARGET=generate_request SECONDS=60)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"

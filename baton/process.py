@@ -18,9 +18,11 @@ from redis.asyncio import Redis
 from baton.config import Config, load_config
 from baton.errors import ConfigError, RegistrationError, StartupError
 from baton.rpc.server import Listening, stop_signal
+from baton.state.background import running
 from baton.state.connect import connect, ping_or_fail
 from baton.state.registry import Registration
 from baton.telemetry.providers import Telemetry, start_telemetry
+from baton.telemetry.stalls import watch_loop
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,8 @@ async def _run(service: str, config: Config, listening: Listening, serve: Serve)
     )
     try:
         await ping_or_fail(redis, url)
-        await serve(Surroundings(config, listening, redis, telemetry, stop))
+        async with running(watch_loop(telemetry)):
+            await serve(Surroundings(config, listening, redis, telemetry, stop))
     finally:
         await redis.aclose()
         await asyncio.to_thread(telemetry.shutdown)

@@ -102,6 +102,12 @@ KV_BLOCKS = Metric("baton.kv.blocks", "{block}", "KV blocks by state: free, cach
 KV_LEASES = Metric("baton.kv.leases", "{lease}", "Reservations that wait for a remote prefill.")
 QUEUED = Metric("baton.queue.requests", "{request}", "Requests waiting for an engine.")
 STATE_AGE = Metric("baton.state.age", "s", "Seconds since Redis last confirmed the fleet's state.")
+LOOP_STALL = Metric(
+    "baton.process.loop_stall",
+    "s",
+    "By how much a beat of the process's event loop came late; beats are 20 ms apart.",
+    (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 5),
+)
 PREDICTION_ERROR = Metric(
     "baton.prediction.error",
     "1",
@@ -122,5 +128,5 @@ INDEX_DRIFT = Metric(
 METRICS = (
     TTFT, TPOT, DURATION, REQUESTS, PREFILLS, CACHED_TOKENS, KV_BYTES, MIGRATIONS, KV_BLOCKS,
     KV_LEASES, QUEUED, STATE_AGE, PREDICTION_ERROR,
-    INDEX_DRIFT, COST_ERROR,
+    INDEX_DRIFT, COST_ERROR, LOOP_STALL,
 )  # fmt: skip

@@ -34,18 +34,25 @@ class _Metrics(metrics_grpc.MetricsServiceServicer):
 
     def Export(self, request: Any, context: Any) -> Any:
         for resource in request.resource_metrics:
+            instance = next(
+                item.value.string_value
+                for item in resource.resource.attributes
+                if item.key == "service.instance.id"
+            )
             for scope in resource.scope_metrics:
                 self._kept.metrics.extend(scope.metrics)
+                self._kept.metrics_by_service.extend((instance, it) for it in scope.metrics)
         return metrics_pb2.ExportMetricsServiceResponse()
 
 
 class OtlpReceiver:
-    """Listens on a private port; `spans`, `services` (span id -> service) and `metrics` grow."""
+    """Listens on a private port; `spans`, `services` (by span id), `metrics` grow."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
         self.services: dict[bytes, str] = {}
         self.metrics: list[Any] = []
+        self.metrics_by_service: list[tuple[str, Any]] = []
         self._lock = threading.Lock()
         self._server = grpc.server(futures.ThreadPoolExecutor(2))
 
