@@ -29,7 +29,8 @@ def build_engine(config: Config, compute: ComputeOptions) -> Engine:
         block_size=config.cache.block_size,
         device=compute.device,
         dtype=compute.dtype,
-        token_budget=compute.token_budget or CHUNK_TOKENS,
+        token_budget=compute.token_budget,
+        tpot_target_s=config.qos.tpot_slo_ms / 1e3,
         reuse_prefix=config.cache.reuse_prefix,
     )
     engine: Engine = torch_engine.TorchEngine(options)

@@ -15,6 +15,7 @@ from baton.engine.torch.model import LoadedModel, load_model
 from baton.engine.torch.runner import StepRunner, allocate_kv, kv_layout
 from baton.engine.torch.scheduler import Scheduler
 from baton.engine.torch.selfcheck import check_paged_attention
+from baton.engine.torch.sizing import MOST_TOKENS, StepSizer
 from baton.kv.pool import BlockPool
 from baton.kv.transfer import KvTransport, PoolMemory
 
@@ -25,7 +26,8 @@ class TorchEngineOptions:
 
     `device` is auto, cpu or cuda; `dtype` is auto (float32 on CPU, bfloat16 on CUDA), float32 or
     bfloat16. `token_budget` is the most tokens one step computes: less keeps running streams
-    smooth, more makes prefill fast.
+    smooth, more makes prefill fast. None sizes steps by what they cost, so that streams keep
+    within `tpot_target_s` seconds per token.
     """
 
     model_dir: str
@@ -33,7 +35,8 @@ class TorchEngineOptions:
     block_size: int = 16
     device: str = "auto"
     dtype: str = "auto"
-    token_budget: int = 512
+    token_budget: int | None = 512
+    tpot_target_s: float = 0.2
     max_running: int = 64
     reuse_prefix: bool = True
 
@@ -73,8 +76,14 @@ def assemble(
         partial(root_hash, model.name),
         reuse_prefix=options.reuse_prefix,
     )
-    scheduler = Scheduler(pool, token_budget=options.token_budget, max_running=options.max_running)
-    steps = StepLoop(StepRunner(model, kv), scheduler, options.block_size, post)
+    sizer = StepSizer(options.tpot_target_s) if options.token_budget is None else None
+    scheduler = Scheduler(
+        pool,
+        token_budget=options.token_budget or MOST_TOKENS,
+        max_running=options.max_running,
+        sizer=sizer,
+    )
+    steps = StepLoop(StepRunner(model, kv), scheduler, options.block_size, post, sizer)
     return StartedEngine(
         model=model,
         capabilities=EngineCapabilities(

@@ -53,53 +53,79 @@ def paged_attention(
 
 
 class KvTensor:
-    """The pool's memory, block-major: [blocks, layers, 2, block size, KV heads, head size].
+    """The pool's memory, block-major: [blocks, layers, 2, KV heads, block size, head size].
 
-    A block is one contiguous range of bytes with the keys and values of all layers. The views let
-    a layer write token rows and gather whole blocks with one index that is the same for all layers.
+    A block is one contiguous range of bytes with the keys and values of all layers. Inside it, a
+    head's keys (or values) of one layer are contiguous too: a unit. Units are gathered whole and
+    written by rows, with one index that is the same for all layers.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        blocks, layers, _, size, heads, width = tensor.shape
+        blocks, layers, _, heads, size, width = tensor.shape
         self.block_size = size
         self.kv_heads = heads
         self.head_dim = width
-        self.rows_per_block = layers * 2 * size
-        self.halves_per_block = layers * 2
-        rows = tensor.view(blocks * self.rows_per_block, heads * width)
-        halves = tensor.view(blocks * self.halves_per_block, size * heads * width)
-        self._key_rows = [rows[layer * 2 * size :] for layer in range(layers)]
-        self._value_rows = [rows[(layer * 2 + 1) * size :] for layer in range(layers)]
-        self._key_halves = [halves[layer * 2 :] for layer in range(layers)]
-        self._value_halves = [halves[layer * 2 + 1 :] for layer in range(layers)]
+        self.units_per_block = layers * 2 * heads
+        units = tensor.view(blocks * self.units_per_block, size * width)
+        rows = tensor.view(blocks * self.units_per_block * size, width)
+        keys = [layer * 2 * heads for layer in range(layers)]
+        self._key_units = [units[first:] for first in keys]
+        self._value_units = [units[first + heads :] for first in keys]
+        self._key_rows = [rows[first * size :] for first in keys]
+        self._value_rows = [rows[(first + heads) * size :] for first in keys]
+        self._heads = torch.arange(heads)
+        self._scratch = tensor.new_empty((2, 0))
+
+    def units(self, tables: torch.Tensor) -> torch.Tensor:
+        """Returns what `gather` takes, from block tables [sequences, blocks] in host memory."""
+        index = tables[:, None, :] * self.units_per_block + self._heads[None, :, None]
+        return index.view(-1).to(self.tensor.device, non_blocking=True)
+
+    def rows(self, slots: torch.Tensor) -> torch.Tensor:
+        """Returns what `write` takes, from the tokens' places: block x block size + offset."""
+        size = self.block_size
+        blocks = slots.div(size, rounding_mode="floor")
+        first = blocks * (self.units_per_block * size) + slots.remainder(size)
+        index = first[None, :] + (self._heads * size)[:, None]
+        return index.view(-1).to(self.tensor.device, non_blocking=True)
 
     def write(self, layer: int, rows: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Stores new keys and values [1, KV heads, tokens, head size] at `rows`."""
-        count = rows.shape[0]
-        self._key_rows[layer].index_copy_(0, rows, key[0].transpose(0, 1).reshape(count, -1))
-        self._value_rows[layer].index_copy_(0, rows, value[0].transpose(0, 1).reshape(count, -1))
+        shape = (rows.shape[0], self.head_dim)
+        self._key_rows[layer].index_copy_(0, rows, key[0].reshape(shape))
+        self._value_rows[layer].index_copy_(0, rows, value[0].reshape(shape))
 
     def gather(
-        self, layer: int, halves: torch.Tensor, sequences: int
+        self, layer: int, units: torch.Tensor, sequences: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns keys and values [sequences, KV heads, tokens, head size] of block tables."""
-        shape = (sequences, -1, self.kv_heads, self.head_dim)
-        key = self._key_halves[layer].index_select(0, halves).view(shape).transpose(1, 2)
-        value = self._value_halves[layer].index_select(0, halves).view(shape).transpose(1, 2)
-        return key, value
+        """Returns keys and values [sequences, KV heads, tokens, head size] of block tables.
+
+        They lie in memory that the next call uses again: fresh memory for every layer costs more
+        in page faults than the copy itself.
+        """
+        count = units.shape[0]
+        width = self.block_size * self.head_dim
+        if self._scratch.shape[1] < count * width:
+            self._scratch = self.tensor.new_empty((2, count * width))
+        shape = (sequences, self.kv_heads, -1, self.head_dim)
+        key = self._scratch[0, : count * width].view(count, width)
+        value = self._scratch[1, : count * width].view(count, width)
+        torch.index_select(self._key_units[layer], 0, units, out=key)
+        torch.index_select(self._value_units[layer], 0, units, out=value)
+        return key.view(shape), value.view(shape)
 
 
 @dataclass(slots=True)
 class DecodeGroup:
     """Decodes of similar length, one token each, at batch rows `first` to `first + count`.
 
-    `halves` are their block tables, padded to one width; `positions` those of their tokens.
+    `units` are their block tables, padded to one width; `positions` those of their tokens.
     """
 
     first: int
     count: int
-    halves: torch.Tensor
+    units: torch.Tensor
     positions: torch.Tensor
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
@@ -114,13 +140,13 @@ class DecodeGroup:
 class PrefillChunk:
     """Consecutive tokens of one sequence, at batch rows `first` to `first + count`.
 
-    `halves` is its block table up to the chunk's end, or None when the chunk starts the sequence.
+    `units` is its block table up to the chunk's end, or None when the chunk starts the sequence.
     """
 
     first: int
     count: int
     start: int
-    halves: torch.Tensor | None
+    units: torch.Tensor | None
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
@@ -171,7 +197,7 @@ class PagedStep:
         window: int | None,
     ) -> torch.Tensor:
         heads, width = query.shape[1], query.shape[3]
-        keys, values = self.kv.gather(layer, group.halves, group.count)
+        keys, values = self.kv.gather(layer, group.units, group.count)
         mask = group.mask(window, keys.shape[2], query.dtype)
         # All queries of a KV head's group stand at the same position, so they are its rows.
         rows = query[0, :, group.first : group.first + group.count].transpose(0, 1)
@@ -191,10 +217,10 @@ class PagedStep:
         window: int | None,
     ) -> torch.Tensor:
         span = slice(chunk.first, chunk.first + chunk.count)
-        if chunk.halves is None:
+        if chunk.units is None:
             keys, values = key[:, :, span], value[:, :, span]
         else:
-            keys, values = self.kv.gather(layer, chunk.halves, 1)
+            keys, values = self.kv.gather(layer, chunk.units, 1)
             tokens = chunk.start + chunk.count
             keys, values = keys[:, :, :tokens], values[:, :, :tokens]
         mask = chunk.mask(window, query)

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import secrets
 import time
+from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
@@ -215,7 +216,7 @@ class TorchEngine:
     def _adopt(self, job: Job, reservation: Reservation) -> None:
         """Makes a reservation's blocks the job's own."""
         job.owner = self._up().reservations.take_over(reservation)
-        job.blocks = list(self._up().pool.table(job.owner))
+        job.blocks = array("q", self._up().pool.table(job.owner))
         job.computed = job.cached_tokens = reservation.destination.cached_tokens
         job.holds_lease = True
 

@@ -1,6 +1,7 @@
 """One request as the engine computes it."""
 
 import enum
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -108,7 +109,7 @@ class Job:
     on_event: Callable[[TokenEvent | JobEnd], None]
     tokens: list[int]
     feed: BlockFeed | None = None
-    blocks: list[int] = field(default_factory=list)
+    blocks: "array[int]" = field(default_factory=lambda: array("q"))
     computed: int = 0
     cached_tokens: int = 0
     expected_cached: int = 0

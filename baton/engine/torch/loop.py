@@ -17,6 +17,7 @@ from baton.engine.torch.runner import StepRunner
 from baton.engine.torch.samples import StepSamples
 from baton.engine.torch.sampling import Choice
 from baton.engine.torch.scheduler import Chunk, Scheduler
+from baton.engine.torch.sizing import StepLoad, StepSizer, chunk_pairs
 from baton.errors import BatonError, InternalError, UnavailableError
 
 logger = logging.getLogger(__name__)
@@ -95,12 +96,14 @@ class StepLoop:
         scheduler: Scheduler,
         block_size: int,
         post: Callable[[Sequence[Output]], None],
+        sizer: StepSizer | None = None,
     ) -> None:
         self.busy = BusyMeter()
         self.samples = StepSamples()
         self._runner = runner
         self._scheduler = scheduler
         self._block_size = block_size
+        self._sizer = sizer
         self._post = post
         self._commands: SimpleQueue[_Command] = SimpleQueue()
         self._jobs: set[Job] = set()
@@ -178,18 +181,23 @@ class StepLoop:
         self._push(fed)
         try:
             sampled = self._runner.run(chunks)
+            self._runner.wait_for_writes()
         except _FORWARD_FAILURES as error:
             logger.exception("step failed")
             self._fail([chunk.job for chunk in chunks], error)
             return
-        self.samples.note(chunks, time.monotonic() - now_s)
+        self._note(chunks, time.monotonic() - now_s)
         for chunk in chunks:
             self._scheduler.complete(chunk)
         if fed:
-            self._runner.wait_for_writes()
             self._push(fed)
         for job, choice in sampled:
             self._emit(job, choice)
+
+    def _note(self, chunks: Sequence[Chunk], seconds: float) -> None:
+        self.samples.note(chunks, seconds)
+        if self._sizer is not None:
+            self._sizer.learn(_load(chunks), seconds)
 
     def _push(self, jobs: Sequence[Job]) -> None:
         """Pushes blocks that are complete: the full ones, and with the prompt the last one."""
@@ -257,3 +265,14 @@ class StepLoop:
                 logger.exception("job %s was not released", job.owner)
                 self._outputs.append((job, JobEnd(error)))
         self._flush()
+
+
+def _load(chunks: Sequence[Chunk]) -> StepLoad:
+    decodes = [chunk for chunk in chunks if chunk.job.phase is Phase.DECODING]
+    prompts = [(c.start, c.count) for c in chunks if c.job.phase is Phase.PREFILLING]
+    return StepLoad(
+        len(decodes),
+        sum(chunk.start for chunk in decodes),
+        sum(count for _, count in prompts),
+        chunk_pairs(prompts),
+    )

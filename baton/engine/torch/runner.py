@@ -1,7 +1,7 @@
 """Runs one scheduled step on the model: chunks in, next tokens out."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from array import array
+from collections.abc import Iterator, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from baton.errors import StartupError
 
 _NARROW_BLOCKS = 8
 """Tables up to this wide are padded to each other whatever that wastes."""
+_GATHERED_BLOCKS = 4096
+"""Most blocks gathered at once; bounds the memory beside the pool."""
 
 
 class Sampled(NamedTuple):
@@ -54,80 +56,101 @@ class StepRunner:
 
     def _forward(self, ordered: Sequence[Chunk]) -> torch.Tensor:
         decodes = [chunk for chunk in ordered if chunk.count == 1]
-        step = PagedStep(
-            self._kv,
-            self._tensor([row for chunk in ordered for row in self._rows(chunk)]),
-            self._decode_groups(decodes),
-            self._prefill_chunks(ordered[len(decodes) :], len(decodes)),
-        )
-        ids: list[int] = []
-        positions: list[int] = []
-        sampled_rows: list[int] = []
+        prefills = ordered[len(decodes) :]
+        ids = array("q")
+        sampled_rows = array("q")
         for chunk in ordered:
-            end = chunk.start + chunk.count
-            ids += chunk.job.tokens[chunk.start : end]
-            positions += range(chunk.start, end)
+            ids.extend(chunk.job.tokens[chunk.start : chunk.start + chunk.count])
             if chunk.samples:
                 sampled_rows.append(len(ids) - 1)
+        starts = torch.tensor([chunk.start for chunk in decodes], dtype=torch.long)
+        spans = [torch.arange(c.start, c.start + c.count) for c in prefills]
+        positions = torch.cat([starts, *spans])
+        step = PagedStep(
+            self._kv,
+            self._kv.rows(self._slots(ordered, positions)),
+            self._decode_groups(decodes, starts),
+            self._prefill_chunks(prefills, len(decodes)),
+        )
         return self._model.forward(
-            self._tensor(ids), self._tensor(positions), self._tensor(sampled_rows), step
+            self._to_device(_tensor(ids)),
+            self._to_device(positions),
+            self._to_device(_tensor(sampled_rows)),
+            step,
         )
 
-    def _rows(self, chunk: Chunk) -> list[int]:
-        """Returns where the chunk's new keys go, as rows of layer 0."""
-        size, per_block = self._kv.block_size, self._kv.rows_per_block
-        rows: list[int] = []
-        at, end = chunk.start, chunk.start + chunk.count
-        while at < end:
-            index, slot = divmod(at, size)
-            count = min(size - slot, end - at)
-            base = chunk.job.blocks[index] * per_block + slot
-            rows += range(base, base + count)
-            at += count
-        return rows
+    def _slots(self, ordered: Sequence[Chunk], positions: torch.Tensor) -> torch.Tensor:
+        """Returns each token's place in the pool: block x block size + offset."""
+        size = self._kv.block_size
+        blocks = array("q")
+        first_of: list[int] = []
+        for chunk in ordered:
+            first = chunk.start // size
+            last = blocks_for(chunk.start + chunk.count, size)
+            first_of.append(len(blocks) - first)
+            blocks += chunk.job.blocks[first:last]
+        counts = torch.tensor([chunk.count for chunk in ordered])
+        firsts = torch.tensor(first_of).repeat_interleave(counts)
+        index = firsts + positions.div(size, rounding_mode="floor")
+        return _tensor(blocks)[index] * size + positions.remainder(size)
 
-    def _decode_groups(self, decodes: Sequence[Chunk]) -> list[DecodeGroup]:
+    def _decode_groups(self, decodes: Sequence[Chunk], starts: torch.Tensor) -> list[DecodeGroup]:
         """Groups decodes, sorted by width, so that padding at most doubles what is gathered."""
         size = self._kv.block_size
         widths = [blocks_for(chunk.start + 1, size) for chunk in decodes]
-        bounds: list[int] = []
-        limit = 0
-        for index, width in enumerate(widths):
-            if not bounds or width * 2 < limit:
-                bounds.append(index)
-                limit = width if width > _NARROW_BLOCKS else 0
-        bounds.append(len(decodes))
         return [
             DecodeGroup(
                 first,
                 end - first,
-                self._halves([c.job.blocks for c in decodes[first:end]], widths[first:end]),
-                self._tensor([chunk.start for chunk in decodes[first:end]]),
+                self._units([c.job.blocks for c in decodes[first:end]], widths[first:end]),
+                self._to_device(starts[first:end]),
             )
-            for first, end in pairwise(bounds)
-            if first < end
+            for first, end in _groups(widths)
         ]
 
     def _prefill_chunks(self, chunks: Sequence[Chunk], first: int) -> list[PrefillChunk]:
         prefills: list[PrefillChunk] = []
         for chunk in chunks:
             width = blocks_for(chunk.start + chunk.count, self._kv.block_size)
-            halves = self._halves([chunk.job.blocks], [width]) if chunk.start else None
-            prefills.append(PrefillChunk(first, chunk.count, chunk.start, halves))
+            units = self._units([chunk.job.blocks], [width]) if chunk.start else None
+            prefills.append(PrefillChunk(first, chunk.count, chunk.start, units))
             first += chunk.count
         return prefills
 
-    def _halves(self, tables: Sequence[Sequence[int]], widths: Sequence[int]) -> torch.Tensor:
-        """Returns the tables as one index of layer 0's keys, padded with each one's last block."""
-        per_block, widest = self._kv.halves_per_block, widths[0]
-        index: list[int] = []
+    def _units(self, tables: Sequence["array[int]"], widths: Sequence[int]) -> torch.Tensor:
+        """Returns the tables as one index, padded with each one's last block."""
+        widest = widths[0]
+        flat = array("q")
         for table, width in zip(tables, widths, strict=True):
-            index += [block * per_block for block in table[:width]]
-            index += [table[width - 1] * per_block] * (widest - width)
-        return self._tensor(index)
+            flat += table[:width]
+            flat += table[width - 1 : width] * (widest - width)
+        return self._kv.units(_tensor(flat).view(len(tables), widest))
 
-    def _tensor(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long).to(self._model.device, non_blocking=True)
+    def _to_device(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self._model.device, non_blocking=True)
+
+
+def _tensor(values: "array[int]") -> torch.Tensor:
+    """Returns the same memory as a tensor; an empty one has none to share."""
+    if not values:
+        return torch.empty(0, dtype=torch.long)
+    return torch.frombuffer(values, dtype=torch.long)
+
+
+def _groups(widths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yields ranges of falling widths that are gathered together.
+
+    Padding at most doubles what is gathered, and no range gathers more than _GATHERED_BLOCKS.
+    """
+    first = 0
+    while first < len(widths):
+        limit = widths[first] if widths[first] > _NARROW_BLOCKS else 0
+        most = first + max(1, _GATHERED_BLOCKS // widths[first])
+        end = first + 1
+        while end < min(most, len(widths)) and widths[end] * 2 >= limit:
+            end += 1
+        yield first, end
+        first = end
 
 
 def _batch_order(chunks: Sequence[Chunk]) -> list[Chunk]:
@@ -139,7 +162,7 @@ def _batch_order(chunks: Sequence[Chunk]) -> list[Chunk]:
 
 def allocate_kv(model: LoadedModel, block_size: int, kv_memory_bytes: int) -> KvTensor:
     """Allocates as many blocks as fit. Raises StartupError when not even two fit."""
-    shape = (model.layers, 2, block_size, model.kv_heads, model.head_dim)
+    shape = (model.layers, 2, model.kv_heads, block_size, model.head_dim)
     block_bytes = torch.Size(shape).numel() * model.dtype.itemsize
     blocks = kv_memory_bytes // block_bytes
     if blocks < 2:
@@ -157,6 +180,6 @@ def kv_layout(model: LoadedModel, block_size: int) -> str:
     """Names what two pools must share before bytes may move between them."""
     dtype = str(model.dtype).removeprefix("torch.")
     return (
-        f"block-major/{dtype}/layers={model.layers}/kv_heads={model.kv_heads}"
+        f"block-head-major/{dtype}/layers={model.layers}/kv_heads={model.kv_heads}"
         f"/head_dim={model.head_dim}/block_size={block_size}"
     )

@@ -1,11 +1,13 @@
 """What the next step computes: continuous batching with chunked prefill. Pure Python, no torch."""
 
 import heapq
+from array import array
 from bisect import insort
 from dataclasses import dataclass
 from operator import attrgetter
 
 from baton.engine.torch.job import Job, Phase
+from baton.engine.torch.sizing import StepSizer
 from baton.kv.pool import BlockPool
 
 _order = attrgetter("order")
@@ -28,14 +30,25 @@ class Chunk:
 class Scheduler:
     """Chooses chunks: every running decode first, then prefill within the token budget.
 
+    With a `sizer`, prompts get the rest of a step that its decodes' target leaves, and no job
+    starts that would take decodes beyond it.
+
     Higher priority goes first, then first come. When the pool cannot hold a decode's next token,
     the youngest job of the lowest priority gives its blocks back and computes again later. Jobs
     whose blocks are being read by a transfer are never taken from.
     """
 
-    def __init__(self, pool: BlockPool, *, token_budget: int, max_running: int) -> None:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        token_budget: int,
+        max_running: int,
+        sizer: StepSizer | None = None,
+    ) -> None:
         self._pool = pool
         self._token_budget = token_budget
+        self._sizer = sizer
         # One token of each running decode must fit into a step.
         self._max_running = min(max_running, token_budget)
         self._waiting: list[Job] = []
@@ -58,7 +71,7 @@ class Scheduler:
         """Returns the next step, decodes first; empty when nothing can run now."""
         preempted_before = self.preemptions
         chunks = self._decode_chunks()
-        budget = self._token_budget - len(chunks)
+        budget = self._prompt_budget(chunks)
         # Who lost its blocks just now does not take them back from the others at once; but with no
         # others left it must, since an empty step puts the engine to sleep.
         may_reserve = self.preemptions == preempted_before or not self._running
@@ -90,8 +103,17 @@ class Scheduler:
         self._pool.commit(job.owner, job.tokens[: job.computed])
         self._pool.release(job.owner)
         job.holds_lease = False
-        job.blocks = []
+        job.blocks = array("q")
         job.computed = 0
+
+    def _prompt_budget(self, decodes: list[Chunk]) -> int:
+        """Returns how many tokens of prompts the step takes beside its decodes."""
+        budget = self._token_budget - len(decodes)
+        if self._sizer is None:
+            return budget
+        resident = sum(chunk.start for chunk in decodes)
+        context = max((j.computed for j in self._running if j.phase is Phase.PREFILLING), default=0)
+        return min(budget, self._sizer.prompt_tokens(len(decodes), resident, context))
 
     def _decode_chunks(self) -> list[Chunk]:
         # Growing one may preempt others. Victims come from the end of the same order, so none of
@@ -110,7 +132,7 @@ class Scheduler:
             self._preempt(victim)
             if victim is job:
                 return False
-        job.blocks += fresh
+        job.blocks.extend(fresh)
         return True
 
     def _preempt(self, job: Job) -> None:
@@ -126,12 +148,19 @@ class Scheduler:
         if job.holds_lease:
             # Its KV came from a peer and was verified.
             self._pool.commit(job.owner, job.tokens[: job.computed])
-        elif not may_reserve or not self._reserve(job):
+        elif not may_reserve or not self._has_time(job) or not self._reserve(job):
             return False
         self._waiting.remove(job)
         job.phase = Phase.DECODING if job.remaining == 1 and job.computed else Phase.PREFILLING
         insort(self._running, job, key=_order)
         return True
+
+    def _has_time(self, job: Job) -> bool:
+        """Tells whether steps stay within their target with one more job; alone it always may."""
+        if self._sizer is None or not self._running:
+            return True
+        resident = sum(len(running.tokens) for running in self._running)
+        return self._sizer.has_room(len(self._running) + 1, resident + len(job.tokens))
 
     def _reserve(self, job: Job) -> bool:
         # Room for the decodes' next blocks, or admitting would only preempt at once.
@@ -141,7 +170,7 @@ class Scheduler:
         )
         if grant is None:
             return False
-        job.blocks = list(grant.block_ids)
+        job.blocks = array("q", grant.block_ids)
         job.computed = grant.cached_tokens
         if not job.is_prefilled:
             job.cached_tokens = grant.cached_tokens

@@ -1,6 +1,7 @@
 """Proves at start that the paged pass computes what the model's own attention computes."""
 
 import itertools
+from array import array
 from collections.abc import Sequence
 
 import torch
@@ -79,5 +80,5 @@ def _job(ids: Sequence[int]) -> Job:
         submitted_s=0.0,
         on_event=lambda _: None,
         tokens=list(ids),
-        blocks=[0, 1],
+        blocks=array("q", (0, 1)),
     )

@@ -1,0 +1,68 @@
+"""How much a step may hold, from what steps took so far. Pure Python, no torch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from baton.latency import OnlineFit
+
+MOST_TOKENS = 8192
+"""Of one step, however fast they are; bounds the memory that a step takes."""
+FEWEST_TOKENS = 16
+"""Of prompts in one step however slow they are, so that every prompt comes to its end."""
+
+_DEFAULTS = (5e-3, 5e-4, 1e-7, 5e-4, 1e-8)
+"""Seconds per step, decode, resident token, prompt token, and pair of tokens that attention reads;
+until steps were measured, they give prompts about 300 tokens of a step of 0.2 s."""
+_SHARE = 0.8
+"""Of the target that steps may take: what surrounds a step also counts for the stream."""
+_LONGEST_STEP_S = 0.25
+"""Of a step without decodes: who arrives or leaves waits for its end."""
+
+
+class StepLoad(NamedTuple):
+    """What a step computes: decodes that hold `resident_tokens`, and `prompt_tokens` of prompts.
+
+    `token_pairs` counts which of their tokens attend to which.
+    """
+
+    decodes: int
+    resident_tokens: int
+    prompt_tokens: int = 0
+    token_pairs: float = 0.0
+
+
+class StepSizer:
+    """Fits what steps cost and fills them up to a target. Used by the engine thread alone."""
+
+    def __init__(self, tpot_target_s: float) -> None:
+        self._target_s = _SHARE * tpot_target_s
+        self._fit = OnlineFit(_DEFAULTS)
+
+    def learn(self, load: StepLoad, seconds: float) -> None:
+        """Takes in what a step took."""
+        self._fit.update((1.0, *load), seconds)
+
+    def prompt_tokens(self, decodes: int, resident_tokens: int, context: int) -> int:
+        """Returns how many tokens of a prompt, `context` computed already, fit beside decodes.
+
+        With decodes the step stays within their target, without within what arrivals may wait.
+        """
+        *_, token_s, pair_s = self._fit.coefficients
+        target_s = self._target_s if decodes else max(self._target_s, _LONGEST_STEP_S)
+        room_s = target_s - self._fit.predict((1.0, decodes, resident_tokens, 0.0, 0.0))
+        each_s = token_s + pair_s * context
+        if room_s <= FEWEST_TOKENS * each_s:
+            return FEWEST_TOKENS
+        return min(MOST_TOKENS, int(room_s / each_s)) if each_s > 0 else MOST_TOKENS
+
+    def has_room(self, decodes: int, resident_tokens: int) -> bool:
+        """Tells whether a step of these decodes stays within the target, as far as is known."""
+        if self._fit.samples < len(_DEFAULTS):
+            return True
+        seconds = self._fit.predict((1.0, decodes, resident_tokens, 0.0, 0.0))
+        return seconds <= self._target_s
+
+
+def chunk_pairs(spans: Sequence[tuple[int, int]]) -> float:
+    """Returns the token pairs of chunks (start, count): each token attends to all before it."""
+    return sum(count * (start + count / 2) for start, count in spans)

@@ -1,0 +1,80 @@
+"""Steps sized by what they cost: within the target, never to a standstill. No torch."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baton.engine.torch.scheduler import Scheduler
+from baton.engine.torch.sizing import FEWEST_TOKENS, MOST_TOKENS, StepLoad, StepSizer
+from tests.engine.test_scheduler import make_job, make_pool, shape, step
+
+
+def cost_s(load: StepLoad) -> float:
+    return (
+        2e-3
+        + 1e-3 * load.decodes
+        + 1e-6 * load.resident_tokens
+        + 1e-4 * load.prompt_tokens
+        + 1e-8 * load.token_pairs
+    )
+
+
+def learnt(target_s: float) -> StepSizer:
+    """Returns a sizer that saw steps of all kinds."""
+    sizer = StepSizer(target_s)
+    for round_ in range(60):
+        for prompt in (0, 64, 512):
+            decodes = round_ % 9 if prompt else 1 + round_ % 9
+            load = StepLoad(decodes, decodes * 37 * round_, prompt, prompt * 50.0 * (round_ % 7))
+            sizer.learn(load, cost_s(load))
+    return sizer
+
+
+def test_prompts_fill_the_step_up_to_the_target() -> None:
+    sizer = learnt(0.05)
+    tokens = sizer.prompt_tokens(8, 4000, 0)
+    filled_s = cost_s(StepLoad(8, 4000, tokens, 0.0))
+    assert 0.8 * 0.04 < filled_s < 0.05
+
+
+def test_without_decodes_steps_are_longer() -> None:
+    sizer = learnt(0.05)
+    assert sizer.prompt_tokens(0, 0, 0) > 3 * sizer.prompt_tokens(1, 100, 0)
+
+
+def test_decodes_beyond_the_target_have_no_room() -> None:
+    sizer = learnt(0.05)
+    assert sizer.has_room(20, 4000)
+    assert not sizer.has_room(50, 4000)
+
+
+@given(
+    st.floats(1e-4, 10),
+    st.integers(0, 512),
+    st.integers(0, 1 << 20),
+    st.integers(0, 1 << 17),
+)
+def test_every_step_makes_progress_and_is_bounded(
+    target_s: float, decodes: int, resident: int, context: int
+) -> None:
+    tokens = learnt(target_s).prompt_tokens(decodes, resident, context)
+    assert FEWEST_TOKENS <= tokens <= MOST_TOKENS
+
+
+def test_scheduler_gives_prompts_what_decodes_leave() -> None:
+    sizer = learnt(0.05)
+    scheduler = Scheduler(make_pool(2048), token_budget=4096, max_running=64, sizer=sizer)
+    scheduler.add(make_job(0, 20))
+    assert step(scheduler) == [(0, 0, 20)]
+    scheduler.add(make_job(1, 4000))
+    decode, prompt = shape(scheduler.schedule())
+    assert decode == (0, 20, 1)
+    assert prompt[2] == sizer.prompt_tokens(1, 20, 0) < 4000
+
+
+def test_job_waits_while_decodes_have_no_time_left_but_never_alone() -> None:
+    scheduler = Scheduler(make_pool(512), token_budget=64, max_running=64, sizer=learnt(0.0055))
+    for arrival in range(3):
+        scheduler.add(make_job(arrival, 8))
+    first = step(scheduler)
+    assert [entry[0] for entry in first] == [0, 1]
+    assert [entry[0] for entry in step(scheduler)] == [0, 1]
