@@ -193,6 +193,15 @@ class RouterClient:
         except grpc.aio.AioRpcError as error:
             raise self._translate(error) from error
 
+    async def requests(self, limit: int = 0) -> router_pb2.ListRequestsResponse:
+        """Returns the router's running and recent requests; limit 0 takes the router's own."""
+        try:
+            return await self._stub.ListRequests(
+                router_pb2.ListRequestsRequest(limit=limit), timeout=_QUERY_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+
     async def explain(self, request_id: str) -> router_pb2.ExplainResponse:
         """Returns why a recent request went where it went, and what came of it.
 

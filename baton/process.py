@@ -72,15 +72,15 @@ def run_process(
     service: str,
     options: ProcessOptions,
     serve: Serve,
-    port: Callable[[Config], int] = lambda _: 0,
+    default_port: int = 0,
 ) -> None:
-    """Runs `serve` until it returns. `port` tells the port where the options leave it open."""
+    """Runs `serve` until it returns. `default_port` is for options that leave it open."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         config = load_config(options.config_file)
         listening = Listening(
             host=options.host or config.mesh.host,
-            port=port(config) if options.port is None else options.port,
+            port=default_port if options.port is None else options.port,
             name=options.name,
             advertise=options.advertise,
         )

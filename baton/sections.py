@@ -202,9 +202,6 @@ class Mesh(_Section):
         default="127.0.0.1",
         description="Address that services bind and advertise; loopback by default.",
     )
-    router_port: int = Field(
-        default=7411, ge=0, le=65535, description="Port of the router. TCP port."
-    )
     otlp_endpoint: str = Field(
         default="", description="OTLP/gRPC endpoint for traces and metrics; empty exports nothing."
     )

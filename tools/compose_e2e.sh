@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname -- "$(readlink -f -- "$0")")/.."
 
 export COMPOSE_PROJECT_NAME=baton-e2e COMPOSE_PROFILES=cpu
-export ROUTER_PORT=${ROUTER_PORT:-17411}
+export ROUTER_PORT=${ROUTER_PORT:-17411} GATEWAY_PORT=${GATEWAY_PORT:-17480}
 files=(-f docker-compose.yml)
 own_engine=false
 begun=$SECONDS
@@ -121,6 +121,10 @@ address=$(stack port router 7411)
 say "healthy; the router is at $address"
 python -m baton.rpc.probe "$address" baton.v1.RouterService
 python tools/compose_checks.py "$address" 1
+gateway=http://$(stack port gateway 7480)
+fetch "$gateway/v1/models" | grep '"object":"model"' >/dev/null
+fetch "$gateway/console/" | grep '<title>' >/dev/null
+say "the gateway lists the model and serves the console at $gateway"
 if $own_engine; then check_stand_in; else check_console; fi
 
 say "scaling prefill to two"

@@ -11,6 +11,7 @@ import typer
 
 from baton.config import load_config
 from baton.errors import BatonError, ConfigError, StartupError
+from baton.ports import ROUTER_PORT
 
 ConfigOption = Annotated[
     Path | None,
@@ -21,7 +22,7 @@ RouterOption = Annotated[
     typer.Option(
         "--router",
         metavar="HOST:PORT",
-        help="The router to ask; default mesh.host and mesh.router_port of the configuration.",
+        help="The router to ask; default port 7411 on mesh.host.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -60,7 +61,7 @@ def router_address(wished: str | None) -> str:
         return wished
     mesh = load_config().mesh
     host = "127.0.0.1" if mesh.host in ("0.0.0.0", "") else mesh.host  # noqa: S104 - compared only
-    return f"{host}:{mesh.router_port}"
+    return f"{host}:{ROUTER_PORT}"
 
 
 def run_until_signal(work: Coroutine[Any, Any, None]) -> None:

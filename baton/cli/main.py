@@ -2,7 +2,7 @@
 
 import typer
 
-from baton.cli import certs, config, demo, explain, generate, simulate, status, up
+from baton.cli import certs, config, demo, explain, generate, key, simulate, status, up
 
 app = typer.Typer(
     name="baton",
@@ -15,6 +15,7 @@ app.command("up")(up.up)
 app.command("generate")(generate.generate)
 app.command("status")(status.status)
 app.command("explain")(explain.explain)
+app.command("key")(key.key)
 app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
 app.command("certs")(certs.certs)

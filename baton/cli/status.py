@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from typing import Any
 
 import typer
 from rich.console import Console
@@ -10,9 +9,9 @@ from rich.table import Table
 
 from baton.cli.common import JsonOption, RouterOption, reporting, router_address
 from baton.client import RouterClient
+from baton.picture import fleet_values, role_name, seconds
 from baton.v1 import router_pb2, types_pb2
 
-_ROLES = {types_pb2.WORKER_ROLE_PREFILL: "prefill", types_pb2.WORKER_ROLE_DECODE: "decode"}
 _BAR_CELLS = 10
 _TABLE_WIDTH = 120
 
@@ -23,7 +22,7 @@ def status(router: RouterOption = None, as_json: JsonOption = False) -> None:
         address = router_address(router)
         fleet = asyncio.run(_fetch(address))
         if as_json:
-            typer.echo(json.dumps(as_values(fleet)))
+            typer.echo(json.dumps(fleet_values(fleet)))
         else:
             show(address, fleet)
 
@@ -40,7 +39,7 @@ def show(address: str, fleet: router_pb2.GetFleetResponse) -> None:
     console.print(worker_table(fleet))
     typer.echo(
         f"router {address}: {fleet.active_requests} active requests, "
-        f"state confirmed {_seconds(fleet.state_age):.1f} s ago"
+        f"state confirmed {seconds(fleet.state_age):.1f} s ago"
     )
 
 
@@ -65,9 +64,9 @@ def _row(worker: types_pb2.WorkerInfo) -> list[str]:
             f"{stats.prefilling_requests + stats.decoding_requests}",
             kv_bar(stats),
             "draining" if stats.draining else f"{100 * stats.busy_share:.0f} %",
-            f"{_seconds(worker.stats_age):.1f} s",
+            f"{seconds(worker.stats_age):.1f} s",
         ]
-    role = _ROLES.get(worker.role, "-")
+    role = role_name(worker.role) or "-"
     return [worker.worker_id, role, worker.address, *load, worker.incarnation[:8]]
 
 
@@ -79,34 +78,3 @@ def kv_bar(stats: types_pb2.WorkerStats) -> str:
     bar = "\u2588" * owned + "\u2592" * cached + "\u2591" * (_BAR_CELLS - owned - cached)
     used = 100 * stats.kv_blocks_owned / total
     return f"{bar} {used:.0f} % + {100 * stats.kv_blocks_cached / total:.0f} % cached"
-
-
-def as_values(fleet: router_pb2.GetFleetResponse) -> dict[str, Any]:
-    """Returns the fleet as values for JSON; times in seconds."""
-    return {
-        "state_age_s": _seconds(fleet.state_age),
-        "active_requests": fleet.active_requests,
-        "workers": [_worker_values(worker) for worker in fleet.workers],
-    }
-
-
-def _worker_values(worker: types_pb2.WorkerInfo) -> dict[str, Any]:
-    stats = worker.stats
-    values: dict[str, Any] = {
-        "worker_id": worker.worker_id,
-        "incarnation": worker.incarnation,
-        "role": _ROLES.get(worker.role, ""),
-        "address": worker.address,
-        "model": worker.model,
-        "transfer_backend": worker.transfer_backend,
-        "stats": None,
-    }
-    if worker.HasField("stats"):
-        names = (field.name for field in stats.DESCRIPTOR.fields if field.message_type is None)
-        values["stats"] = {name: getattr(stats, name) for name in names}
-        values["stats_age_s"] = _seconds(worker.stats_age)
-    return values
-
-
-def _seconds(duration: Any) -> float:
-    return float(duration.ToNanoseconds()) / 1e9

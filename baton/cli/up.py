@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,7 @@ from baton.compute import ComputeOptions, Device, Dtype, TokenBudget
 from baton.local.member import MemberState, StackEvent
 from baton.local.plan import StackOptions
 from baton.local.stack import Stack
+from baton.ports import GATEWAY_PORT, ROUTER_PORT
 
 
 def up(
@@ -24,7 +26,14 @@ def up(
     ] = None,
     decode: Annotated[int | None, typer.Option("--decode", min=0, help="Decode workers.")] = None,
     router_port: Annotated[
-        int | None, typer.Option("--router-port", min=0, max=65535, help="0 is any free port.")
+        int, typer.Option("--router-port", min=0, max=65535, help="0 is any free port.")
+    ] = ROUTER_PORT,
+    gateway_port: Annotated[
+        int, typer.Option("--gateway-port", min=0, max=65535, help="HTTP; 0 is any free port.")
+    ] = GATEWAY_PORT,
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="FILE", help="Key file of `baton key` for the gateway."),
     ] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -33,7 +42,7 @@ def up(
         bool, typer.Option("--no-ui", help="Plain lines instead of a live table.")
     ] = False,
 ) -> None:
-    """Start Redis, admission, router and workers here; Ctrl-C stops them in order.
+    """Start Redis, admission, router, workers and gateway here; Ctrl-C stops them in order.
 
     Workers that are not given are autoscale.*.min_replicas of the configuration. Redis is started
     too unless mesh.redis_url or REDIS_URL names one. Logs go to .baton/run/<time>/.
@@ -44,6 +53,8 @@ def up(
         decode=decode,
         router_port=router_port,
         compute=ComputeOptions(device, dtype, token_budget),
+        gateway_port=gateway_port,
+        keys_path=keys,
     )
     with reporting():
         run_until_signal(_up(options, is_live=not no_ui and sys.stdout.isatty()))
@@ -66,6 +77,8 @@ async def _up(options: StackOptions, is_live: bool) -> None:
 def _invite(stack: Stack) -> None:
     router = stack.router_address
     typer.echo(f"router {router} is ready; logs are in {stack.run_dir}")
+    typer.echo(f"console  http://{stack.gateway_address}/console/")
+    typer.echo(f"OpenAI   http://{stack.gateway_address}/v1")
     typer.echo(f'  baton generate "The with statement" --router {router}')
     typer.echo(f'  baton generate --chat "What does open do?" --router {router}')
     typer.echo(f"  baton status --router {router}")

@@ -14,6 +14,8 @@ from baton.config import Config, load_config
 from baton.errors import StartupError
 from baton.local.child import ChildSpec
 from baton.local.roles import Role
+from baton.ports import ROUTER_PORT
+from baton.rpc.server import EVERYWHERE
 from baton.state.embedded import HOST, find_redis_server, server_arguments
 
 _REDIS_MAX_BYTES = 256 * 2**20
@@ -26,14 +28,17 @@ class StackOptions:
     """How to run a stack. None takes the configuration's value. `compute` is for every worker.
 
     `environ` is added to the environment of this process for all children; `run_dir` receives the
-    logs; a child gets `ready_timeout_s` to become ready. Without `is_restarting` a child that
-    dies stays dead until `Stack.restart`.
+    logs; a port 0 is any, and without a `gateway_port` there is no gateway. A child gets
+    `ready_timeout_s` to become ready. Without `is_restarting` a child that dies stays dead until
+    `Stack.restart`.
     """
 
     config_path: Path | None = None
     prefill: int | None = None
     decode: int | None = None
-    router_port: int | None = None
+    router_port: int = ROUTER_PORT
+    gateway_port: int | None = None
+    keys_path: Path | None = None
     environ: Mapping[str, str] = field(default_factory=dict)
     run_dir: Path | None = None
     compute: ComputeOptions = field(default_factory=ComputeOptions)
@@ -51,6 +56,8 @@ class Plan:
     environ: Mapping[str, str]
     run_dir: Path
     router_port: int
+    gateway_port: int | None
+    keys_path: Path | None
     workers: Mapping[Role, int]
     compute: ComputeOptions = field(default_factory=ComputeOptions)
 
@@ -58,6 +65,12 @@ class Plan:
     def embeds_redis(self) -> bool:
         """Tells whether the stack starts a Redis of its own."""
         return not self.config.mesh.redis_url
+
+    @property
+    def gateway_host(self) -> str:
+        """Where the gateway is reached from this machine."""
+        host = self.config.mesh.host
+        return HOST if host in EVERYWHERE else host
 
     def redis_url(self, port: int) -> str:
         """Returns where Redis is, given the port of an own one."""
@@ -82,6 +95,15 @@ class Plan:
             environ.setdefault(_ENV_THREADS, str(self._threads()))
         return ChildSpec(name, tuple(command), environ, self._log(name))
 
+    def gateway_spec(self, name: str, port: int, router: str) -> ChildSpec:
+        """Returns how the gateway of the router at the address `router` is started."""
+        command = [sys.executable, "-m", Role.GATEWAY.module, "--name", name, "--port", str(port)]
+        command += ["--router", router]
+        for option, path in (("--config", self.config_path), ("--keys", self.keys_path)):
+            if path is not None:
+                command += [option, str(path.resolve())]
+        return ChildSpec(name, tuple(command), self.environ, self._log(name))
+
     def _threads(self) -> int:
         """Returns each worker's share of the cores: more threads than cores slow all of them."""
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -101,7 +123,9 @@ def make_plan(options: StackOptions) -> Plan:
         config_path=options.config_path,
         environ=environ,
         run_dir=_run_dir(options.run_dir, environ),
-        router_port=_first(options.router_port, config.mesh.router_port),
+        router_port=options.router_port,
+        gateway_port=options.gateway_port,
+        keys_path=options.keys_path,
         workers={
             Role.PREFILL: _first(options.prefill, pools.prefill.min_replicas),
             Role.DECODE: _first(options.decode, pools.decode.min_replicas),

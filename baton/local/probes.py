@@ -60,6 +60,22 @@ async def is_serving(address: str, service: str) -> bool:
     return bool(response.status == health_pb2.HealthCheckResponse.SERVING)
 
 
+async def http_answers(address: str, path: str) -> bool:
+    """Tells whether a GET is answered with 200."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            try:
+                writer.write(f"GET {path} HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
+                status = await reader.readline()
+            finally:
+                writer.close()
+    except (OSError, TimeoutError):
+        return False
+    return b" 200 " in status
+
+
 async def sees_workers(router: str, incarnations: Collection[str]) -> bool:
     """Tells whether the router knows these lives of workers and their figures."""
     async with open_channel(router) as channel:

@@ -14,6 +14,7 @@ class Role(enum.StrEnum):
     PREFILL = "prefill"
     DECODE = "decode"
     ROUTER = "router"
+    GATEWAY = "gateway"
 
     @property
     def is_worker(self) -> bool:
@@ -27,9 +28,9 @@ class Role(enum.StrEnum):
 
     @property
     def health_name(self) -> str:
-        """Full name of its gRPC service, as health checks know it; empty for Redis."""
+        """Full name of its gRPC service, as health checks know it; empty for others."""
         match self:
-            case Role.REDIS:
+            case Role.REDIS | Role.GATEWAY:
                 return ""
             case Role.ADMISSION:
                 return str(admission_pb2.DESCRIPTOR.services_by_name["AdmissionService"].full_name)
@@ -42,5 +43,7 @@ class Role(enum.StrEnum):
         assert_never(self)
 
 
-STOP_ORDER = (Role.ROUTER, Role.DECODE, Role.PREFILL, Role.ADMISSION, Role.REDIS)
-"""The router first, so that running streams finish while what serves them still lives."""
+STOP_ORDER = (
+    Role.GATEWAY, Role.ROUTER, Role.DECODE, Role.PREFILL, Role.ADMISSION, Role.REDIS,
+)  # fmt: skip
+"""Clients' doors first, so that running streams finish while what serves them still lives."""

@@ -28,6 +28,7 @@ from baton.local.supervisor import Observer, Supervisor, Surroundings
 from baton.state.connect import connect, ping_or_fail
 from baton.state.embedded import HOST
 
+_GATEWAY = "gateway-0"
 _ROUTER = "router-0"
 _TAIL_LINES = 20
 
@@ -64,6 +65,11 @@ class Stack:
         return self._members[_ROUTER].address
 
     @property
+    def gateway_address(self) -> str:
+        """host:port of the gateway; empty without one."""
+        return self._members[_GATEWAY].address if _GATEWAY in self._members else ""
+
+    @property
     def redis_url(self) -> str:
         """Where the stack's Redis is."""
         return self._shared.redis_url
@@ -83,7 +89,7 @@ class Stack:
         url = plan.redis_url(redis_port)
         redis = connect(url)
         self._exit.push_async_callback(redis.aclose)
-        self._shared = Surroundings(plan, url, redis)
+        self._shared = Surroundings(plan, url, redis, lambda: self.router_address)
         self._supervisor = Supervisor(self.options, self._shared, self._observe)
         self._tasks = await self._exit.enter_async_context(asyncio.TaskGroup())
         try:
@@ -185,7 +191,18 @@ class Stack:
         for role, count in plan.workers.items():
             for index in range(count):
                 self._add(role, f"{role.value}-{index}")
+        if plan.gateway_port is not None:
+            await self._start_gateway(plan.gateway_port)
         await self.wait_ready()
+
+    async def _start_gateway(self, wished_port: int) -> None:
+        """Starts the gateway once the router's address is known, while workers still load."""
+        router = self._members[_ROUTER]
+        async with asyncio.timeout(self.options.ready_timeout_s):
+            while not router.address and router.state is not MemberState.FAILED:
+                await probes.poll_pause()
+        port = wished_port or probes.free_port(self._shared.plan.gateway_host)
+        self._add(Role.GATEWAY, _GATEWAY, port)
 
     def _add(self, role: Role, name: str, port: int = 0) -> None:
         member = Member(name, role, port)

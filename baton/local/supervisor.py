@@ -31,6 +31,7 @@ class Surroundings:
     plan: Plan
     redis_url: str
     redis: Redis
+    router_address: Callable[[], str]
 
 
 class Supervisor:
@@ -104,6 +105,8 @@ class Supervisor:
         plan = self._shared.plan
         if member.role is Role.REDIS:
             return plan.redis_spec(member.port)
+        if member.role is Role.GATEWAY:
+            return plan.gateway_spec(member.name, member.port, self._shared.router_address())
         return plan.service_spec(member.role, member.name, member.port, self._shared.redis_url)
 
     async def _until_ready(self, member: Member, child: Child) -> None:
@@ -122,6 +125,9 @@ class Supervisor:
         if member.role is Role.REDIS:
             member.address = f"{HOST}:{member.port}"
             return await probes.redis_answers(self._shared.redis, child.pid)
+        if member.role is Role.GATEWAY:
+            member.address = f"{self._shared.plan.gateway_host}:{member.port}"
+            return await probes.http_answers(member.address, "/livez")
         record = await probes.find_record(self._shared.redis, member.name, child.started_at_s)
         if record is None:
             return False

@@ -86,7 +86,7 @@ class ServiceServer:
         except RuntimeError as error:
             raise StartupError(
                 f"cannot listen on {self.address}: the port is taken or the address is not this "
-                "host's; choose another with --port (the router: mesh.router_port)"
+                "host's; choose another with --port"
             ) from error
         await self._health.set("", SERVING)
         await self.set_ready(False)

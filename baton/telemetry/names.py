@@ -6,6 +6,7 @@ status); the rest is prefixed `baton.`. Nothing else in the code spells a teleme
 
 from dataclasses import dataclass
 
+SPAN_GATEWAY = "baton.gateway"
 SPAN_REQUEST = "baton.request"
 SPAN_ADMIT = "baton.admit"
 SPAN_ROUTE = "baton.route"
@@ -16,6 +17,7 @@ SPAN_KV_TRANSFER = "baton.kv_transfer"
 SPAN_DECODE = "baton.decode"
 
 SPANS: dict[str, str] = {
+    SPAN_GATEWAY: "Gateway: one HTTP request; parent of baton.request.",
     SPAN_REQUEST: "Router: the whole request; parent of all stages.",
     SPAN_ADMIT: "Admission: from asking for the permit to its grant or rejection.",
     SPAN_ROUTE: "Router: tokens, hashes, look-up and choice of workers.",
@@ -44,6 +46,8 @@ ATTR_PREDICTED_TTFT_S = "baton.predicted.ttft_s"
 ATTR_PREDICTED_TPOT_S = "baton.predicted.tpot_s"
 PREDICTED_PART_PREFIX = "baton.predicted."
 """`baton.predicted.<part>_s` for wait, prefill, transfer and admit; they add up to the TTFT."""
+ATTR_SLO_OUTCOME = "baton.slo.outcome"
+"""met, or what was missed first: failed, ttft or tpot."""
 ATTR_COST = "baton.cost"
 """Which fitted cost: prefill, step or transfer."""
 ATTR_PREDICTION_ERROR = "baton.prediction.error"
@@ -61,6 +65,9 @@ ATTR_INPUT_TOKENS = "gen_ai.usage.input_tokens"
 ATTR_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 ATTR_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
 ATTR_ERROR_TYPE = "error.type"
+ATTR_HTTP_METHOD = "http.request.method"
+ATTR_HTTP_ROUTE = "http.route"
+ATTR_HTTP_STATUS = "http.response.status_code"
 
 PROVIDER = "baton"
 
@@ -93,7 +100,18 @@ DURATION = Metric(
     "From the request's arrival to its last byte.",
     (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92),
 )
+HTTP_DURATION = Metric(
+    "http.server.request.duration",
+    "s",
+    "Gateway: from a request's arrival to its last byte, by route and status.",
+    (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10),
+)
 REQUESTS = Metric("baton.requests", "{request}", "Finished requests by outcome (error.type).")
+SLO_REQUESTS = Metric(
+    "baton.slo.requests",
+    "{request}",
+    "Offered requests, rejected ones included, by baton.slo.outcome; goodput is the share met.",
+)
 PREFILLS = Metric("baton.prefills", "{request}", "Prompts computed, by mode and reason.")
 CACHED_TOKENS = Metric("baton.cached_tokens", "{token}", "Prompt tokens found in prefix caches.")
 KV_BYTES = Metric("baton.kv.transferred", "By", "KV bytes received from prefill workers.")
@@ -126,7 +144,8 @@ INDEX_DRIFT = Metric(
 )
 
 METRICS = (
-    TTFT, TPOT, DURATION, REQUESTS, PREFILLS, CACHED_TOKENS, KV_BYTES, MIGRATIONS, KV_BLOCKS,
+    TTFT, TPOT, DURATION, HTTP_DURATION, REQUESTS, SLO_REQUESTS, PREFILLS, CACHED_TOKENS,
+    KV_BYTES, MIGRATIONS, KV_BLOCKS,
     KV_LEASES, QUEUED, STATE_AGE, PREDICTION_ERROR,
     INDEX_DRIFT, COST_ERROR, LOOP_STALL,
 )  # fmt: skip

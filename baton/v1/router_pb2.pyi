@@ -13,6 +13,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,6 +24,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _RequestStage:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RequestStageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequestStage.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REQUEST_STAGE_UNSPECIFIED: _RequestStage.ValueType  # 0
+    """Never sent by a server."""
+    REQUEST_STAGE_TOKENIZE: _RequestStage.ValueType  # 1
+    """Being read and tokenised."""
+    REQUEST_STAGE_ADMISSION: _RequestStage.ValueType  # 2
+    """Waiting for its permit."""
+    REQUEST_STAGE_PREFILL: _RequestStage.ValueType  # 3
+    """Placed; no token yet."""
+    REQUEST_STAGE_DECODE: _RequestStage.ValueType  # 4
+    """Streaming tokens."""
+    REQUEST_STAGE_ENDED: _RequestStage.ValueType  # 5
+    """Over, well or not."""
+
+class RequestStage(_RequestStage, metaclass=_RequestStageEnumTypeWrapper):
+    """How far a request got."""
+
+REQUEST_STAGE_UNSPECIFIED: RequestStage.ValueType  # 0
+"""Never sent by a server."""
+REQUEST_STAGE_TOKENIZE: RequestStage.ValueType  # 1
+"""Being read and tokenised."""
+REQUEST_STAGE_ADMISSION: RequestStage.ValueType  # 2
+"""Waiting for its permit."""
+REQUEST_STAGE_PREFILL: RequestStage.ValueType  # 3
+"""Placed; no token yet."""
+REQUEST_STAGE_DECODE: RequestStage.ValueType  # 4
+"""Streaming tokens."""
+REQUEST_STAGE_ENDED: RequestStage.ValueType  # 5
+"""Over, well or not."""
+Global___RequestStage: _TypeAlias = RequestStage  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -911,3 +948,179 @@ class RouterEvent(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___RouterEvent: _TypeAlias = RouterEvent  # noqa: Y015
+
+@_typing.final
+class ListRequestsRequest(_message.Message):
+    """Asks for the router's requests."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIMIT_FIELD_NUMBER: _builtins.int
+    limit: _builtins.int
+    """Most requests to return; 0 takes 100."""
+    def __init__(
+        self,
+        *,
+        limit: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequestsRequest: _TypeAlias = ListRequestsRequest  # noqa: Y015
+
+@_typing.final
+class ListRequestsResponse(_message.Message):
+    """The router's requests and how many met their targets since it started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ATTAINMENT_FIELD_NUMBER: _builtins.int
+    TARGETS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RequestSummary]:
+        """Running ones first, then finished ones; both newest first."""
+
+    @_builtins.property
+    def attainment(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttainmentCount]:
+        """Counts by priority."""
+
+    @_builtins.property
+    def targets(self) -> Global___Slo:
+        """Targets of requests that name none."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___RequestSummary] | None = ...,
+        attainment: _abc.Iterable[Global___AttainmentCount] | None = ...,
+        targets: Global___Slo | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["targets", b"targets"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attainment", b"attainment", "requests", b"requests", "targets", b"targets"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListRequestsResponse: _TypeAlias = ListRequestsResponse  # noqa: Y015
+
+@_typing.final
+class RequestSummary(_message.Message):
+    """One request in a few numbers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ARRIVED_AT_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    ADMISSION_VERDICT_FIELD_NUMBER: _builtins.int
+    ERROR_TYPE_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    PLACEMENT_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
+    PREDICTED_TTFT_FIELD_NUMBER: _builtins.int
+    MET_TARGETS_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Its name."""
+    stage: Global___RequestStage.ValueType
+    """How far it got."""
+    priority: _types_pb2.Priority.ValueType
+    """How urgent it is."""
+    tenant: _builtins.str
+    """Who it is for."""
+    admission_verdict: _builtins.str
+    """Admission's answer; empty before it."""
+    error_type: _builtins.str
+    """Why it failed; empty when it ended well or runs."""
+    policy: _builtins.str
+    """Policy that placed it; empty before that."""
+    met_targets: _builtins.bool
+    """Whether it met its targets for TTFT and TPOT; unset while it runs and when its
+    client ended it.
+    """
+    trace_id: _builtins.str
+    """W3C trace id in hex; empty when it is not traced."""
+    @_builtins.property
+    def arrived_at(self) -> _timestamp_pb2.Timestamp:
+        """When it arrived, at the router's clock."""
+
+    @_builtins.property
+    def usage(self) -> _types_pb2.Usage:
+        """Tokens so far."""
+
+    @_builtins.property
+    def placement(self) -> Global___Placement:
+        """Where it runs or ran; unset before it was placed."""
+
+    @_builtins.property
+    def timing(self) -> _types_pb2.TimingBreakdown:
+        """Where the time went; unset until it ended well."""
+
+    @_builtins.property
+    def predicted_ttft(self) -> _duration_pb2.Duration:
+        """Predicted time from the placement to the first token; unset without a prediction."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        arrived_at: _timestamp_pb2.Timestamp | None = ...,
+        stage: Global___RequestStage.ValueType = ...,
+        priority: _types_pb2.Priority.ValueType = ...,
+        tenant: _builtins.str = ...,
+        admission_verdict: _builtins.str = ...,
+        error_type: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        usage: _types_pb2.Usage | None = ...,
+        placement: Global___Placement | None = ...,
+        timing: _types_pb2.TimingBreakdown | None = ...,
+        predicted_ttft: _duration_pb2.Duration | None = ...,
+        met_targets: _builtins.bool | None = ...,
+        trace_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_met_targets", b"_met_targets", "arrived_at", b"arrived_at", "met_targets", b"met_targets", "placement", b"placement", "predicted_ttft", b"predicted_ttft", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_met_targets", b"_met_targets", "admission_verdict", b"admission_verdict", "arrived_at", b"arrived_at", "error_type", b"error_type", "met_targets", b"met_targets", "placement", b"placement", "policy", b"policy", "predicted_ttft", b"predicted_ttft", "priority", b"priority", "request_id", b"request_id", "stage", b"stage", "tenant", b"tenant", "timing", b"timing", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__met_targets: _TypeAlias = _typing.Literal["met_targets"]  # noqa: Y015
+    _WhichOneofArgType__met_targets: _TypeAlias = _typing.Literal["_met_targets", b"_met_targets"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__met_targets) -> _WhichOneofReturnType__met_targets | None: ...
+
+Global___RequestSummary: _TypeAlias = RequestSummary  # noqa: Y015
+
+@_typing.final
+class AttainmentCount(_message.Message):
+    """How many requests of one priority met their targets."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    OFFERED_FIELD_NUMBER: _builtins.int
+    MET_FIELD_NUMBER: _builtins.int
+    priority: _types_pb2.Priority.ValueType
+    """The priority."""
+    offered: _builtins.int
+    """Requests that ended, rejected ones included, those that their client ended not."""
+    met: _builtins.int
+    """Those of them that met both targets."""
+    def __init__(
+        self,
+        *,
+        priority: _types_pb2.Priority.ValueType = ...,
+        offered: _builtins.int = ...,
+        met: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["met", b"met", "offered", b"offered", "priority", b"priority"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttainmentCount: _TypeAlias = AttainmentCount  # noqa: Y015

@@ -65,6 +65,11 @@ class RouterServiceStub:
                 request_serializer=baton_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_router__pb2.ExplainResponse.FromString,
                 _registered_method=True)
+        self.ListRequests = channel.unary_unary(
+                '/baton.v1.RouterService/ListRequests',
+                request_serializer=baton_dot_v1_dot_router__pb2.ListRequestsRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_router__pb2.ListRequestsResponse.FromString,
+                _registered_method=True)
 
 
 class RouterServiceServicer:
@@ -122,6 +127,14 @@ class RouterServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRequests(self, request, context):
+        """Lists what this router is doing and what it did last, newest first. A bounded
+        number is kept in memory; nothing of a prompt or an answer is in it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RouterServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -154,6 +167,11 @@ def add_RouterServiceServicer_to_server(servicer, server):
                     servicer.Explain,
                     request_deserializer=baton_dot_v1_dot_router__pb2.ExplainRequest.FromString,
                     response_serializer=baton_dot_v1_dot_router__pb2.ExplainResponse.SerializeToString,
+            ),
+            'ListRequests': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRequests,
+                    request_deserializer=baton_dot_v1_dot_router__pb2.ListRequestsRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_router__pb2.ListRequestsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -319,6 +337,33 @@ class RouterService:
             '/baton.v1.RouterService/Explain',
             baton_dot_v1_dot_router__pb2.ExplainRequest.SerializeToString,
             baton_dot_v1_dot_router__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRequests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.RouterService/ListRequests',
+            baton_dot_v1_dot_router__pb2.ListRequestsRequest.SerializeToString,
+            baton_dot_v1_dot_router__pb2.ListRequestsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -60,6 +60,10 @@ class RouterServiceStub:
     """Explains how this router placed one of its recent requests. INVALID_ARGUMENT
     (UNKNOWN_REQUEST) when it never had it or has had too many since.
     """
+    ListRequests: _grpc.UnaryUnaryMultiCallable[_router_pb2.ListRequestsRequest, _router_pb2.ListRequestsResponse]
+    """Lists what this router is doing and what it did last, newest first. A bounded
+    number is kept in memory; nothing of a prompt or an answer is in it.
+    """
 
 @_typing.type_check_only
 class RouterServiceAsyncStub(RouterServiceStub):
@@ -90,6 +94,10 @@ class RouterServiceAsyncStub(RouterServiceStub):
     Explain: _aio.UnaryUnaryMultiCallable[_router_pb2.ExplainRequest, _router_pb2.ExplainResponse]  # type: ignore[assignment]
     """Explains how this router placed one of its recent requests. INVALID_ARGUMENT
     (UNKNOWN_REQUEST) when it never had it or has had too many since.
+    """
+    ListRequests: _aio.UnaryUnaryMultiCallable[_router_pb2.ListRequestsRequest, _router_pb2.ListRequestsResponse]  # type: ignore[assignment]
+    """Lists what this router is doing and what it did last, newest first. A bounded
+    number is kept in memory; nothing of a prompt or an answer is in it.
     """
 
 class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -154,6 +162,16 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_router_pb2.ExplainResponse, _abc.Awaitable[_router_pb2.ExplainResponse]]:
         """Explains how this router placed one of its recent requests. INVALID_ARGUMENT
         (UNKNOWN_REQUEST) when it never had it or has had too many since.
+        """
+
+    @_abc_1.abstractmethod
+    def ListRequests(
+        self,
+        request: _router_pb2.ListRequestsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_router_pb2.ListRequestsResponse, _abc.Awaitable[_router_pb2.ListRequestsResponse]]:
+        """Lists what this router is doing and what it did last, newest first. A bounded
+        number is kept in memory; nothing of a prompt or an answer is in it.
         """
 
 def add_RouterServiceServicer_to_server(servicer: RouterServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

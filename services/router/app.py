@@ -36,6 +36,7 @@ from services.router.metrics import RouterMetrics
 from services.router.model import ServedModel
 from services.router.permits import PermitClient
 from services.router.pipeline import Pipeline
+from services.router.requests import RequestBook, Targets
 from services.router.server import SERVICE, RouterServer
 from services.router.sessions import Sessions
 
@@ -80,7 +81,9 @@ async def running_router(
     decode_links: LinkPool[Any, Any] = LinkPool(DECODE_LINK, pace=pace)
     permits = PermitClient(fleet, admission_links)
     explanations = Explanations()
-    metrics = RouterMetrics(telemetry, model.name, explanations)
+    qos = config.qos
+    book = RequestBook(Targets(qos.ttft_slo_ms / 1000, qos.tpot_slo_ms / 1000))
+    metrics = RouterMetrics(telemetry, model.name, explanations, book)
     dispatcher = Dispatcher(
         candidates=candidates,
         policy=make_policy(
@@ -99,7 +102,7 @@ async def running_router(
     pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
     telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
     server = ServiceServer(listening.host, listening.port, [SERVICE], admits_strangers=True)
-    servicer = RouterServer(pipeline, fleet, candidates, model, metrics, explanations, pace)
+    servicer = RouterServer(pipeline, fleet, candidates, model, metrics, explanations, pace, book)
     router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server.grpc)
     async with AsyncExitStack() as stack:
         for links in (admission_links, decode_links):

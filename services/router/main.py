@@ -4,6 +4,7 @@ import logging
 
 import typer
 
+from baton.ports import ROUTER_PORT
 from baton.process import (
     Advertise,
     ConfigFile,
@@ -31,7 +32,7 @@ def serve(
 ) -> None:
     """Accept requests, place them on workers and stream the answers until told to stop."""
     options = ProcessOptions(config, host, port, name, advertise)
-    run_process("router", options, _serve, lambda settings: settings.mesh.router_port)
+    run_process("router", options, _serve, ROUTER_PORT)
 
 
 async def _serve(around: Surroundings) -> None:

@@ -5,36 +5,18 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from baton.errors import BatonError
 from baton.telemetry import names
 from baton.telemetry.providers import Telemetry
 from baton.v1 import types_pb2
-from services.router.answer import Answer, Figures
+from services.router.answer import Answer
 from services.router.drift import IndexDrift, observe_generation
 from services.router.explanations import Explanations, outcome_of
 from services.router.generation import Generation
+from services.router.requests import BUG, CANCELLED, RequestBook, RequestRecord
 
 logger = logging.getLogger(__name__)
-
-CANCELLED = "CANCELLED"
-BUG = "INTERNAL"
-
-
-@dataclass(slots=True)
-class RequestRecord:
-    """One request, filled in as it goes. `error_type` is empty when it ended well."""
-
-    operation: str
-    arrived_s: float
-    request_id: str = ""
-    priority: str = ""
-    verdict: str = ""
-    generation: Generation | None = None
-    answer: Answer | None = None
-    figures: Figures | None = None
-    error_type: str = ""
 
 
 class RouterMetrics:
@@ -45,10 +27,12 @@ class RouterMetrics:
         telemetry: Telemetry,
         model: str,
         explanations: Explanations,
+        book: RequestBook,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
         self._explanations = explanations
+        self._book = book
         self._clock = clock
         self._ttft = telemetry.histogram(names.TTFT)
         self._tpot = telemetry.histogram(names.TPOT)
@@ -57,6 +41,7 @@ class RouterMetrics:
         self._prefills = telemetry.counter(names.PREFILLS)
         self._cached_tokens = telemetry.counter(names.CACHED_TOKENS)
         self._kv_bytes = telemetry.counter(names.KV_BYTES)
+        self._slo_requests = telemetry.counter(names.SLO_REQUESTS)
         self._migrations = telemetry.counter(names.MIGRATIONS)
         self.drift = IndexDrift()
         telemetry.gauge(names.INDEX_DRIFT, lambda: [(self.drift.worst, {})])
@@ -68,6 +53,7 @@ class RouterMetrics:
         """Counts a request for the length of the block and records how it ended."""
         record = RequestRecord(operation, self._clock(), error_type=BUG)
         self.active += 1
+        self._book.started(record)
         try:
             yield record
             record.error_type = ""
@@ -83,6 +69,7 @@ class RouterMetrics:
 
     def _finish(self, record: RequestRecord) -> None:
         duration_s = self._clock() - record.arrived_s
+        slo_outcome = self._book.ended(record)
         common = {
             names.ATTR_OPERATION: record.operation,
             names.ATTR_PROVIDER: names.PROVIDER,
@@ -96,10 +83,16 @@ class RouterMetrics:
             1,
             {
                 **outcome,
-                names.ATTR_PRIORITY: record.priority,
+                names.ATTR_PRIORITY: record.priority_name,
                 names.ATTR_ADMISSION_VERDICT: record.verdict,
             },
         )
+        if slo_outcome:
+            outcome_of_slo = {
+                names.ATTR_PRIORITY: record.priority_name,
+                names.ATTR_SLO_OUTCOME: slo_outcome,
+            }
+            self._slo_requests.add(1, outcome_of_slo)
         if record.generation is not None and record.generation.migrations:
             self._migrations.add(record.generation.migrations, common)
         if record.answer is not None:
@@ -149,7 +142,7 @@ class RouterMetrics:
             "cached_tokens=%d decode=%s migrations=%d ttft_s=%.4f duration_s=%.4f",
             record.error_type or "ok",
             record.request_id,
-            record.priority,
+            record.priority_name,
             record.verdict,
             len(generation.input_ids) if generation else 0,
             len(generation.tokens) if generation else 0,

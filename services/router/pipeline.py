@@ -8,7 +8,7 @@ from opentelemetry.trace import Span
 
 from baton.errors import DeadlineError
 from baton.telemetry import names
-from baton.telemetry.providers import Telemetry, traceparent_of
+from baton.telemetry.providers import Telemetry, trace_id_of, traceparent_of
 from baton.v1 import router_pb2
 from services.router.answer import Answer
 from services.router.candidates import Candidates
@@ -16,10 +16,11 @@ from services.router.dispatch import Dispatcher
 from services.router.explanations import Placed, actual_ttft_s, prediction_error
 from services.router.generation import Generation
 from services.router.incoming import Incoming, fitted, tokenize
-from services.router.metrics import RequestRecord, RouterMetrics, mode_name
+from services.router.metrics import RouterMetrics, mode_name
 from services.router.model import ServedModel
 from services.router.outlet import Outlet
 from services.router.permits import HeldPermit, PermitClient, PermitNeed
+from services.router.requests import RequestRecord
 from services.router.validation import check_request, check_tokens
 
 
@@ -169,13 +170,16 @@ def _degrade(generation: Generation, permit: HeldPermit) -> None:
 
 def _describe(incoming: Incoming, record: RequestRecord, span: Span) -> None:
     record.request_id = incoming.request_id
-    record.priority = incoming.priority.name.lower()
+    record.priority = incoming.priority
+    record.tenant = incoming.tenant
+    record.ttft_slo_s, record.tpot_slo_s = incoming.ttft_slo_s, incoming.tpot_slo_s
+    record.trace_id = trace_id_of(span)
     if not span.is_recording():
         return
     span.set_attributes(
         {
             names.ATTR_REQUEST_ID: incoming.request_id,
-            names.ATTR_PRIORITY: record.priority,
+            names.ATTR_PRIORITY: record.priority_name,
             names.ATTR_TENANT: incoming.tenant,
             names.ATTR_MAX_TOKENS: incoming.sampling.max_tokens,
         }

@@ -11,6 +11,7 @@ from baton.rpc.link_server import serve_link
 from baton.rpc.links import ROUTER_LINK
 from baton.rpc.pace import Pace
 from baton.rpc.server import statuses
+from baton.rpc.status import duration
 from baton.rpc.worker_info import age_message, worker_info
 from baton.state.fleet import FleetView
 from baton.state.records import WorkerRole
@@ -22,9 +23,11 @@ from services.router.metrics import RouterMetrics
 from services.router.model import ServedModel
 from services.router.outlet import LinkOutlet, RouterCall, StreamOutlet
 from services.router.pipeline import Pipeline
+from services.router.requests import RequestBook
 
 SERVICE = "baton.v1.RouterService"
 TRACEPARENT = "traceparent"
+DEFAULT_LISTED = 100
 
 
 class RouterServer(router_pb2_grpc.RouterServiceServicer):
@@ -39,6 +42,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         metrics: RouterMetrics,
         explanations: Explanations,
         pace: Pace,
+        book: RequestBook,
     ) -> None:
         self._pipeline = pipeline
         self._fleet = fleet
@@ -47,6 +51,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         self._metrics = metrics
         self._explanations = explanations
         self._pace = pace
+        self._book = book
 
     # The read-write form of grpc.aio, in which a slow client makes `write` wait.
     async def Generate(  # type: ignore[override]
@@ -135,6 +140,19 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
                     field="request_id",
                 )
         return explanation_message(request.request_id, explanation)
+
+    async def ListRequests(
+        self,
+        request: router_pb2.ListRequestsRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> router_pb2.ListRequestsResponse:
+        """Lists running and recent requests."""
+        targets = self._book.targets
+        return router_pb2.ListRequestsResponse(
+            requests=self._book.newest(request.limit or DEFAULT_LISTED),
+            attainment=self._book.attainment(),
+            targets=router_pb2.Slo(ttft=duration(targets.ttft_s), tpot=duration(targets.tpot_s)),
+        )
 
 
 def _traceparent(context: grpc.aio.ServicerContext[Any, Any]) -> str:

@@ -10,12 +10,20 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from baton.ports import GATEWAY_PORT, ROUTER_PORT
 from baton.v1 import admission_pb2, decode_pb2, prefill_pb2, router_pb2
 
 ROOT = Path(__file__).parents[2]
 OURS = ("router", "admission", "prefill", "decode")
+IMAGES = (*OURS, "gateway")
 WORKERS = ("prefill", "decode")
-EXTRAS = {"router": "[router]", "admission": "", "prefill": "[worker]", "decode": "[worker]"}
+EXTRAS = {
+    "router": "[router]",
+    "admission": "",
+    "prefill": "[worker]",
+    "decode": "[worker]",
+    "gateway": "[gateway]",
+}
 HEAVY = {"torch", "nixl", "transformers", "safetensors"}
 
 
@@ -59,7 +67,7 @@ def requirements(extra: str) -> set[str]:
 
 def test_stack_is_that_of_baton_up_with_console_and_metrics() -> None:
     default = {name for name, s in services().items() if s.get("profiles", ["cpu"]) == ["cpu"]}
-    assert default == {"redis", *OURS, "collector", "jaeger", "prometheus"}
+    assert default == {"redis", *IMAGES, "collector", "jaeger", "prometheus"}
     assert variables()["COMPOSE_PROFILES"] == "cpu"
 
 
@@ -97,11 +105,14 @@ def test_dependencies_are_waited_for_until_they_are_healthy(name: str) -> None:
         assert services()[dependency]["healthcheck"]
 
 
-def test_only_the_router_takes_a_fixed_port_of_the_host_and_all_stay_on_loopback() -> None:
+def test_only_what_clients_call_takes_a_fixed_port_and_all_stay_on_loopback() -> None:
     ports = {name: s["ports"] for name, s in services().items() if "ports" in s}
     assert ports.pop("router") == ["${ROUTER_ADDRESS:-127.0.0.1}:${ROUTER_PORT:-7411}:7411"]
-    assert variables()["ROUTER_ADDRESS"] == "127.0.0.1"
-    assert variables()["ROUTER_PORT"] == "7411"
+    gateway = ["${GATEWAY_ADDRESS:-127.0.0.1}:${GATEWAY_PORT:-7480}:7480"]
+    assert ports.pop("gateway") == gateway
+    for name, port in (("ROUTER", ROUTER_PORT), ("GATEWAY", GATEWAY_PORT)):
+        assert variables()[f"{name}_ADDRESS"] == "127.0.0.1"
+        assert variables()[f"{name}_PORT"] == str(port)
     for published in ports.values():
         assert all(re.fullmatch(r"127\.0\.0\.1:\$\{\w+:-\}:\d+", port) for port in published)
 
@@ -138,7 +149,13 @@ def test_health_checks_ask_for_services_that_exist_at_the_port_they_listen_on() 
         assert f'CMD ["--host", "0.0.0.0", "--port", "{port}"]' in instructions(name)
 
 
-@pytest.mark.parametrize("service", OURS)
+def test_the_gateway_asks_itself_whether_it_is_ready() -> None:
+    test = services()["gateway"]["healthcheck"]["test"]
+    assert test[2:] == ["-m", "services.gateway.probe", f"http://127.0.0.1:{GATEWAY_PORT}/readyz"]
+    assert f"EXPOSE {GATEWAY_PORT}" in instructions("gateway")
+
+
+@pytest.mark.parametrize("service", IMAGES)
 def test_image_runs_as_a_user_without_privileges(service: str) -> None:
     users = [line for line in instructions(service) if line.startswith("USER")]
     assert users == ["USER 10001"]
@@ -148,7 +165,7 @@ def test_image_runs_as_a_user_without_privileges(service: str) -> None:
     assert instructions(service).index(users[0]) > last_stage
 
 
-@pytest.mark.parametrize("service", OURS)
+@pytest.mark.parametrize("service", IMAGES)
 def test_image_is_built_in_stages_on_the_pinned_base(service: str) -> None:
     stages = [line for line in instructions(service) if line.startswith("FROM")]
     assert stages[0] == "FROM ${BASE_IMAGE} AS dependencies"
@@ -157,13 +174,13 @@ def test_image_is_built_in_stages_on_the_pinned_base(service: str) -> None:
     assert "${PYTHON_IMAGE" in services()[service]["build"]["args"]["BASE_IMAGE"]
 
 
-@pytest.mark.parametrize("service", OURS)
+@pytest.mark.parametrize("service", IMAGES)
 def test_image_needs_no_dockerfile_frontend_from_a_registry(service: str) -> None:
     first = (ROOT / "services" / service / "Dockerfile").read_text().splitlines()[0]
     assert not re.match(r"#\s*syntax\s*=", first)
 
 
-@pytest.mark.parametrize("service", OURS)
+@pytest.mark.parametrize("service", IMAGES)
 def test_image_installs_its_extra_alone_and_pinned(service: str) -> None:
     installs = [line for line in instructions(service) if "pip install" in line]
     assert f'pip install --constraint constraints.txt ".{EXTRAS[service]}"' in installs[0]
@@ -171,8 +188,8 @@ def test_image_installs_its_extra_alone_and_pinned(service: str) -> None:
     assert len(installs) == 2
 
 
-@pytest.mark.parametrize("extra", ["", "router"])
-def test_router_and_admission_requirements_hold_no_torch(extra: str) -> None:
+@pytest.mark.parametrize("extra", ["", "router", "gateway"])
+def test_router_admission_and_gateway_requirements_hold_no_torch(extra: str) -> None:
     found = requirements(extra)
     assert {"grpcio", "redis"} <= found
     assert not found & HEAVY
