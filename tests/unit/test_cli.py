@@ -12,9 +12,11 @@ from google.rpc import code_pb2
 from typer.testing import CliRunner, Result
 
 from baton import errors
+from baton.cli.common import router_address
 from baton.cli.main import app
 from baton.cli.status import kv_bar
 from baton.cli.summary import bytes_text
+from baton.ports import ROUTER_PORT
 from baton.rpc.status import duration, to_end
 from baton.v1 import link_pb2, router_pb2, router_pb2_grpc, types_pb2
 
@@ -239,12 +241,11 @@ def test_missing_router_is_one_clear_line(command: tuple[str, ...]) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_router_is_found_by_the_configuration(
-    router: tuple[Router, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, address = router
-    monkeypatch.setenv("BATON_MESH__ROUTER_PORT", address.rpartition(":")[2])
-    assert baton("generate", "hi").stdout == "one two three\n"
+def test_router_is_looked_for_where_the_mesh_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert router_address(None) == f"127.0.0.1:{ROUTER_PORT}"
+    monkeypatch.setenv("BATON_MESH__HOST", "10.0.0.7")
+    assert router_address(None) == f"10.0.0.7:{ROUTER_PORT}"
+    assert router_address("elsewhere:1") == "elsewhere:1"
 
 
 def test_status_shows_workers(router: tuple[Router, str]) -> None:
