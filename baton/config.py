@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -34,6 +34,7 @@ from baton.sections import (
     PrefillScaleUp,
     Qos,
     SplitPolicy,
+    TenantLimits,
 )
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "Qos",
     "Settings",
     "SplitPolicy",
+    "TenantLimits",
     "knobs",
     "load_config",
     "load_settings",
@@ -66,6 +68,8 @@ ENV_CONFIG_FILE = "BATON_CONFIG"
 ENV_REDIS_URL = "REDIS_URL"
 _NOT_KNOBS = frozenset({ENV_CONFIG_FILE, "BATON_TLS_DIR"})
 _REDIS_KNOB = "mesh.redis_url"
+_NESTED: Mapping[Any, str] = {dict: "mapping", list: "list"}
+"""Knobs that are not one word; the environment gives them as JSON or YAML in one line."""
 
 
 class Origin(enum.Enum):
@@ -119,8 +123,11 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] | None = 
     origins = dict.fromkeys((knob.path for knob in knobs()), Origin.DEFAULT)
     overrides = _overrides(env, values)
     in_file = origins.keys() & set(_paths(values))
+    nested = {knob.path for knob in knobs() if knob.unit in _NESTED.values()}
     for override, text in overrides.items():
-        if override in origins:
+        if override in nested:
+            _put(values, override, _one_line(override, text))
+        elif override in origins:
             _put(values, override, text)
         else:
             values[override] = text  # the model refuses it as unknown, by this name
@@ -148,15 +155,18 @@ def _leaves(section: type[BaseModel], prefix: str) -> Iterator[Knob]:
 
 def _knob(path: str, field: FieldInfo) -> Knob:
     effect, _, unit = (field.description or "").removesuffix(".").rpartition(". ")
-    if field.annotation is bool:
-        return Knob(path, field.default, "true or false", field.description or "")
-    if choices := get_args(field.annotation):
-        return Knob(path, field.default, ", ".join(choices), field.description or "")
-    if field.annotation is str:
-        return Knob(path, field.default, "text", field.description or "")
+    default, kind = field.get_default(call_default_factory=True), field.annotation
+    if kind is bool:
+        return Knob(path, default, "true or false", field.description or "")
+    if get_origin(kind) is Literal:
+        return Knob(path, default, ", ".join(get_args(kind)), field.description or "")
+    if get_origin(kind) in _NESTED:
+        return Knob(path, default, _NESTED[get_origin(kind)], field.description or "")
+    if kind is str:
+        return Knob(path, default, "text", field.description or "")
     # A sentence's capital goes, a name's (MiB, TCP) stays.
     unit = unit if unit[1:] != unit[1:].lower() else unit.lower()
-    return Knob(path, field.default, unit, f"{effect}.")
+    return Knob(path, default, unit, f"{effect}.")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -189,10 +199,16 @@ def _without_empty(values: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
+        yield f"{prefix}{name}"
         if isinstance(value, Mapping):
             yield from _paths(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
+
+
+def _one_line(path: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: is neither JSON nor YAML in one line: {text!r}") from error
 
 
 def _overrides(env: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, str]:
@@ -209,7 +225,7 @@ def _overrides(env: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, s
     return found
 
 
-def _put(values: dict[str, Any], path: str, text: str) -> None:
+def _put(values: dict[str, Any], path: str, given: Any) -> None:
     """Sets one value; what is no section on the way there is left for validation to name."""
     *sections, leaf = path.split(".")
     for name in sections:
@@ -217,7 +233,7 @@ def _put(values: dict[str, Any], path: str, text: str) -> None:
         if not isinstance(inner, dict):
             return
         values = inner
-    values[leaf] = text
+    values[leaf] = given
 
 
 def _explain(error: ValidationError, path: Path | None, overrides: frozenset[str]) -> str:

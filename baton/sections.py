@@ -171,6 +171,14 @@ class Autoscale(_Section):
     decode: DecodePool = DecodePool()
 
 
+class TenantLimits(_Section):
+    """What one tenant may do. Left out is no limit."""
+
+    requests_per_s: float | None = Field(default=None, gt=0)
+    concurrent: int | None = Field(default=None, ge=1)
+    weight: float = Field(default=1.0, gt=0)
+
+
 class Qos(_Section):
     """Latency targets and what happens when they cannot be met."""
 
@@ -187,8 +195,21 @@ class Qos(_Section):
     )
     ttft_slo_ms: float = Field(default=2000, gt=0, description="Target for TTFT. Milliseconds.")
     tpot_slo_ms: float = Field(default=200, gt=0, description="Target for TPOT. Milliseconds.")
-    max_queue_length: int = Field(
-        default=256, ge=0, description="Most requests waiting for a permit. Requests."
+    policy: Literal["predictive", "slo_now", "queue_estimate"] = Field(
+        default="predictive",
+        description="How admission decides. predictive looks at the decode load of the moment when "
+        "the prefill will have ended, slo_now at today's, queue_estimate multiplies queue lengths "
+        "with average times (the chapter's rule).",
+    )
+    tenants: dict[str, TenantLimits] = Field(
+        default_factory=dict,
+        description="Limits by tenant: requests_per_s, concurrent, weight (its share relative to "
+        "others). The entry `default` holds for every tenant without one of its own. Mapping.",
+    )
+    fail_closed: list[Literal["low", "normal", "high"]] = Field(
+        default_factory=list,
+        description="Classes that are refused when no admission service answers; the others go on "
+        "without a permit. Classes.",
     )
 
 

@@ -1,15 +1,18 @@
-"""Permits in simulated time: admission's own policy and ledger, with callbacks for coroutines."""
+"""Permits in simulated time: admission's own door, with callbacks for coroutines."""
 
 from collections.abc import Callable
 from typing import Protocol
 
-from services.admission.ledger import Permit, PermitLedger, Waiter
-from services.admission.policy import AdmissionPolicy, PermitRequest, Reject, Wait
-from sim.engine.events import EventLoop
-from sim.observe import MeshState
+from services.admission.door import Door, Turned
+from services.admission.ledger import Permit, Pools
+from services.admission.policy import DecodePool, PermitRequest
+from services.admission.waiting import Waiter
+from sim.observe import MeshState, Role
 
 Granted = Callable[[Permit], None]
 Rejected = Callable[[str], None]
+
+_LATE_S = 1e-6
 
 
 class Desk(Protocol):
@@ -23,8 +26,8 @@ class Desk(Protocol):
         """Notes that the permit's prompt is computed."""
         ...
 
-    def release(self, permit: Permit) -> None:
-        """Ends a permit."""
+    def release(self, permit: Permit, output_tokens: int | None = None) -> None:
+        """Ends a permit; `output_tokens` when its answer ended by itself."""
         ...
 
     def resize(self, prefill_workers: int, decode_workers: int) -> None:
@@ -41,12 +44,12 @@ class OpenDoor:
 
     def arrive(self, request: PermitRequest, granted: Granted, rejected: Rejected) -> None:
         """Grants."""
-        granted(Permit(0.0))
+        granted(Permit(request))
 
     def prefill_done(self, permit: Permit) -> None:
         """Does nothing."""
 
-    def release(self, permit: Permit) -> None:
+    def release(self, permit: Permit, output_tokens: int | None = None) -> None:
         """Does nothing."""
 
     def resize(self, prefill_workers: int, decode_workers: int) -> None:
@@ -54,52 +57,53 @@ class OpenDoor:
 
 
 class SimDesk:
-    """The permit desk: asks the policy, keeps the ledger, lets those wait who have to."""
+    """Drives the door. The costs are those that a fleet which has run for a while knows."""
 
-    def __init__(self, loop: EventLoop, policy: AdmissionPolicy) -> None:
-        self._loop = loop
-        self._policy = policy
-        self._ledger = PermitLedger()
-        self._tickets: dict[tuple[int, int], tuple[Granted, Rejected]] = {}
+    def __init__(self, mesh: MeshState, door: Door) -> None:
+        self.door = door
+        self._loop = mesh.loop
+        self._spec = mesh.spec
+        self._tickets: dict[Waiter, tuple[Granted, Rejected]] = {}
 
     def arrive(self, request: PermitRequest, granted: Granted, rejected: Rejected) -> None:
-        """Decides about a request; one of the two is called exactly once, now or later."""
-        now_s = self._loop.now_s
-        verdict = self._policy.decide(now_s, self._ledger.load(request.priority), request)
-        if isinstance(verdict, Reject):
-            rejected(verdict.reason)
-        elif isinstance(verdict, Wait):
-            waiter = self._ledger.enqueue(request.priority)
-            self._tickets[waiter.rank] = (granted, rejected)
-            self._trim()
-        else:
-            granted(self._ledger.grant(now_s))
+        """See `Desk`."""
+        answer = self.door.arrive(self._loop.now_s, request)
+        if isinstance(answer, Turned):
+            rejected(answer.reason)
+            return
+        self._tickets[answer] = (granted, rejected)
+        self._call_in()
+        if answer in self._tickets:
+            self._loop.at(answer.due_s + _LATE_S, self._expire, answer)
 
     def prefill_done(self, permit: Permit) -> None:
-        """Notes that the permit's prompt is computed."""
-        self._ledger.prefill_done(permit, self._loop.now_s)
+        """See `Desk`."""
+        self.door.prefill_done(permit, self._loop.now_s)
+        self._call_in()
 
     def resize(self, prefill_workers: int, decode_workers: int) -> None:
         """See `Desk`; a larger pool calls waiting ones in."""
-        self._ledger.set_workers(self._loop.now_s, prefill_workers, decode_workers)
+        spec = self._spec
+        costs, kv_tokens = spec.known_costs(Role.DECODE), spec.pool_tokens(Role.DECODE)
+        computing = Role.PREFILL if prefill_workers else Role.DECODE
+        decode = DecodePool(decode_workers, costs, kv_tokens=kv_tokens)
+        pools = Pools(prefill_workers, decode, spec.known_costs(computing))
+        self.door.set_pools(self._loop.now_s, pools)
         self._call_in()
 
-    def release(self, permit: Permit) -> None:
-        """Ends a permit and calls the next one in."""
-        self._ledger.release(permit, self._loop.now_s)
+    def release(self, permit: Permit, output_tokens: int | None = None) -> None:
+        """See `Desk`; the next ones are called in."""
+        self.door.release(permit, self._loop.now_s, output_tokens)
         self._call_in()
 
     def _call_in(self) -> None:
-        while (waiter := self._ledger.next_up()) is not None:
-            granted, _ = self._take(waiter)
-            granted(self._ledger.grant(self._loop.now_s))
+        for called in self.door.call_in(self._loop.now_s):
+            granted, _ = self._tickets.pop(called.waiter)
+            granted(called.permit)
 
-    def _trim(self) -> None:
-        verdict, last = self._policy.trim(self._ledger.load()), self._ledger.last()
-        if verdict is not None and last is not None:
-            _, rejected = self._take(last)
-            rejected(verdict.reason)
-
-    def _take(self, waiter: Waiter) -> tuple[Granted, Rejected]:
-        self._ledger.leave(waiter)
-        return self._tickets.pop(waiter.rank)
+    def _expire(self, waiter: Waiter) -> None:
+        if waiter not in self._tickets:
+            return
+        for late, turned in self.door.sweep(self._loop.now_s):
+            self._tickets.pop(late)[1](turned.reason)
+        self._call_in()

@@ -162,7 +162,6 @@ class SimMesh:
             priority=request.priority,
             prompt_tokens=request.prompt_tokens,
             uncached_tokens=request.prompt_tokens - self.cached_tokens(request),
-            max_tokens=request.output_tokens,
         )
         self._desk.arrive(
             permit_request,
@@ -387,7 +386,8 @@ class SimMesh:
             self.served += 1
             self._on_outcome(flight.outcome(ended_s))
         if flight.permit is not None:
-            self._desk.release(flight.permit)
+            is_served = ending is Ending.SERVED
+            self._desk.release(flight.permit, flight.request.output_tokens if is_served else None)
         self.roster.settle()
 
 

@@ -3,11 +3,14 @@
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from baton.requests import Priority
 from sim.engine.events import EventLoop
 from sim.workload import SimRequest
+
+if TYPE_CHECKING:
+    from sim.fleet import FleetSpec
 
 
 class Role(enum.StrEnum):
@@ -105,6 +108,11 @@ class MeshState(Protocol):
     @property
     def loop(self) -> EventLoop:
         """The run's clock and events."""
+        ...
+
+    @property
+    def spec(self) -> "FleetSpec":
+        """What the workers are."""
         ...
 
     def observe(self) -> Observation:

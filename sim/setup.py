@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from baton.config import Config
 from baton.latency import CHUNK_TOKENS
-from services.admission.policy import QosLimits, QueueEstimatePolicy
+from services.admission.choice import make_door
 from services.decode.policy import PredictiveSplitPolicy, SplitPolicy, ThresholdSplitPolicy
 from services.router.choice import latency_settings, make_policy
 from services.router.policies.latency import LatencyPolicy
@@ -64,16 +64,10 @@ class PolicySpec:
     def _desk(self, seed: int) -> MakeDesk:
         if self.admits_all:
             return lambda mesh: OpenDoor()
-        qos = self.config.qos
-        limits = QosLimits(
-            enable_early_rejection=qos.enable_early_rejection,
-            low_priority_threshold_s=qos.low_priority_threshold_ms / 1e3,
-            reject_on_slo_violation=qos.reject_on_slo_violation,
-            ttft_slo_s=qos.ttft_slo_ms / 1e3,
-            max_queue_length=qos.max_queue_length,
-        )
-        policy = QueueEstimatePolicy(
-            limits,
+        # Without the ladder: what a shorter answer is worth, no trace says.
+        door = make_door(
+            self.config.qos,
             random.Random(f"admission {seed}"),  # noqa: S311 - not for secrets
+            degrades=False,
         )
-        return lambda mesh: SimDesk(mesh.loop, policy)
+        return lambda mesh: SimDesk(mesh, door)

@@ -60,6 +60,8 @@ def default_of(knob: Knob) -> str:
     """Returns the default as it is written in YAML."""
     if isinstance(knob.default, bool):
         return f"`{str(knob.default).lower()}`"
+    if isinstance(knob.default, dict | list):
+        return "(empty)" if not knob.default else f"`{knob.default}`"
     if isinstance(knob.default, str):
         return f"`{knob.default}`" if knob.default else "(empty)"
     return f"`{knob.default:g}`"

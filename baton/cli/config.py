@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import BaseModel
 
 from baton.cli.common import reporting
 from baton.config import Config, Origin, knobs, load_settings
@@ -57,6 +58,12 @@ def text(value: Any) -> str:
     """Returns a value as it is written in YAML."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, Mapping | str):
-        return str(value) or '""'
+    if isinstance(value, BaseModel):
+        return text(value.model_dump(exclude_none=True))
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {text(inner)}" for name, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(text, value)) + "]"
+    if isinstance(value, str):
+        return value or '""'
     return f"{value:g}"

@@ -56,6 +56,12 @@ class ServedCall(Generic[CommandT, EventT]):
             await self._changed.wait()
         return self._commands.popleft()
 
+    def pending_commands(self) -> list[CommandT]:
+        """Takes the commands that arrived and nobody waited for, as when the request is over."""
+        pending = list(self._commands)
+        self._commands.clear()
+        return pending
+
     def receive(self, command: Any) -> None:
         """Called by the session with each further command."""
         if command.WhichOneof("command") == "credit":

@@ -42,6 +42,13 @@ ATTR_KV_BLOCKS = "baton.kv.blocks"
 ATTR_MIGRATIONS = "baton.migrations"
 ATTR_POLICY = "baton.policy"
 ATTR_ADMISSION_VERDICT = "baton.admission.verdict"
+ATTR_DEGRADATION = "baton.admission.degradation"
+ATTR_STAGE = "baton.stage"
+"""What a permit's request is at: prefill or decode."""
+ATTR_WINDOW = "baton.slo.window"
+"""A sliding window, such as 5m or 1h."""
+ATTR_TARGET = "baton.slo.target"
+"""Which target: ttft, tpot or both."""
 ATTR_PREDICTED_TTFT_S = "baton.predicted.ttft_s"
 ATTR_PREDICTED_TPOT_S = "baton.predicted.tpot_s"
 PREDICTED_PART_PREFIX = "baton.predicted."
@@ -142,10 +149,45 @@ INDEX_DRIFT = Metric(
     "1",
     "Largest mean of |expected - found| cached tokens of any worker, as a share of the prompt.",
 )
+ADMISSION_VERDICTS = Metric(
+    "baton.admission.verdicts",
+    "{request}",
+    "Answers to requests for a permit by class: granted, queued first, or the reason of a refusal.",
+)
+ADMISSION_DEGRADATIONS = Metric(
+    "baton.admission.degradations", "{request}", "Permits granted with a degradation, by step."
+)
+ADMISSION_WAIT = Metric(
+    "baton.admission.wait",
+    "s",
+    "From asking for a permit to its grant.",
+    (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30),
+)
+ADMISSION_PERMITS = Metric("baton.admission.permits", "{request}", "Live permits by stage.")
+ADMISSION_QUEUED = Metric(
+    "baton.admission.queued", "{request}", "Requests that wait for a permit, by class."
+)
+WITHOUT_PERMIT = Metric(
+    "baton.admission.bypassed",
+    "{request}",
+    "Requests that found no admission service, by class and whether they went on or were refused.",
+)
+SLO_ATTAINMENT = Metric(
+    "baton.slo.attainment",
+    "1",
+    "Share of all requests that met a target, those turned away included, by class and window.",
+)
+SLO_BURN_RATE = Metric(
+    "baton.slo.burn_rate",
+    "1",
+    "How many times faster than allowed a class uses up its error budget, by window.",
+)
 
 METRICS = (
     TTFT, TPOT, DURATION, HTTP_DURATION, REQUESTS, SLO_REQUESTS, PREFILLS, CACHED_TOKENS,
     KV_BYTES, MIGRATIONS, KV_BLOCKS,
     KV_LEASES, QUEUED, STATE_AGE, PREDICTION_ERROR,
     INDEX_DRIFT, COST_ERROR, LOOP_STALL,
+    ADMISSION_VERDICTS, ADMISSION_DEGRADATIONS, ADMISSION_WAIT, ADMISSION_PERMITS,
+    ADMISSION_QUEUED, WITHOUT_PERMIT, SLO_ATTAINMENT, SLO_BURN_RATE,
 )  # fmt: skip

@@ -82,6 +82,7 @@ class AdmissionCommand(_message.Message):
     PREFILL_DONE_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    FINISHED_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """Names the request on this link; never reused while the link lives."""
     @_builtins.property
@@ -104,6 +105,10 @@ class AdmissionCommand(_message.Message):
     def credit(self) -> _link_pb2.LinkCredit:
         """Grants room for events."""
 
+    @_builtins.property
+    def finished(self) -> Global___AdmissionFinished:
+        """Reports that the answer ended by itself; the permit ends with the cancel that follows."""
+
     def __init__(
         self,
         *,
@@ -113,12 +118,13 @@ class AdmissionCommand(_message.Message):
         prefill_done: Global___AdmissionPrefillDone | None = ...,
         cancel: _link_pb2.LinkCancel | None = ...,
         credit: _link_pb2.LinkCredit | None = ...,
+        finished: Global___AdmissionFinished | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "prefill_done", b"prefill_done", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "finished", b"finished", "prefill_done", b"prefill_done", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "prefill_done", b"prefill_done", "start", b"start", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "finished", b"finished", "prefill_done", b"prefill_done", "start", b"start", "stream_id", b"stream_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "prefill_done", "cancel", "credit"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "prefill_done", "cancel", "credit", "finished"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -199,6 +205,28 @@ class AdmissionPrefillDone(_message.Message):
 Global___AdmissionPrefillDone: _TypeAlias = AdmissionPrefillDone  # noqa: Y015
 
 @_typing.final
+class AdmissionFinished(_message.Message):
+    """Reports how long the answer was, from which admission forecasts the next ones."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    output_tokens: _builtins.int
+    """Tokens of the answer."""
+    def __init__(
+        self,
+        *,
+        output_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["output_tokens", b"output_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdmissionFinished: _TypeAlias = AdmissionFinished  # noqa: Y015
+
+@_typing.final
 class AdmissionEvent(_message.Message):
     """One frame about one permit, to the router."""
 
@@ -272,12 +300,18 @@ class AdmissionGranted(_message.Message):
     PREDICTED_TTFT_S_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     DEGRADATIONS_FIELD_NUMBER: _builtins.int
+    PREFERS_LOCAL_PREFILL_FIELD_NUMBER: _builtins.int
+    SCHEDULING_PRIORITY_FIELD_NUMBER: _builtins.int
     waited_s: _builtins.float
     """Seconds it waited."""
     predicted_ttft_s: _builtins.float
     """TTFT that admission predicts, in seconds."""
     max_tokens: _builtins.int
     """A lower bound on tokens imposed to serve it at all; unset normally."""
+    prefers_local_prefill: _builtins.bool
+    """Its prompt should be computed on the decode worker."""
+    scheduling_priority: _types_pb2.Priority.ValueType
+    """The priority it has on the workers instead of its own; unset keeps its own."""
     @_builtins.property
     def degradations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the degradations applied."""
@@ -289,13 +323,20 @@ class AdmissionGranted(_message.Message):
         predicted_ttft_s: _builtins.float = ...,
         max_tokens: _builtins.int | None = ...,
         degradations: _abc.Iterable[_builtins.str] | None = ...,
+        prefers_local_prefill: _builtins.bool = ...,
+        scheduling_priority: _types_pb2.Priority.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "max_tokens", b"max_tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_scheduling_priority", b"_scheduling_priority", "max_tokens", b"max_tokens", "scheduling_priority", b"scheduling_priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "degradations", b"degradations", "max_tokens", b"max_tokens", "predicted_ttft_s", b"predicted_ttft_s", "waited_s", b"waited_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_scheduling_priority", b"_scheduling_priority", "degradations", b"degradations", "max_tokens", b"max_tokens", "predicted_ttft_s", b"predicted_ttft_s", "prefers_local_prefill", b"prefers_local_prefill", "scheduling_priority", b"scheduling_priority", "waited_s", b"waited_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__scheduling_priority: _TypeAlias = _typing.Literal["scheduling_priority"]  # noqa: Y015
+    _WhichOneofArgType__scheduling_priority: _TypeAlias = _typing.Literal["_scheduling_priority", b"_scheduling_priority"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tokens) -> _WhichOneofReturnType__max_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scheduling_priority) -> _WhichOneofReturnType__scheduling_priority | None: ...
 
 Global___AdmissionGranted: _TypeAlias = AdmissionGranted  # noqa: Y015

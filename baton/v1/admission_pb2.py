@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from baton.v1 import admission_link_pb2 as baton_dot_v1_dot_admission__link__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/admission.proto\x12\x08\x62\x61ton.v1\x1a\x1d\x62\x61ton/v1/admission_link.proto\"!\n\x1f\x41\x64missionServiceGetStateRequest\"\xa9\x01\n AdmissionServiceGetStateResponse\x12\x17\n\x0fprefill_permits\x18\x01 \x01(\r\x12\x16\n\x0e\x64\x65\x63ode_permits\x18\x02 \x01(\r\x12\x17\n\x0fqueued_requests\x18\x03 \x01(\r\x12\x1d\n\x15prefill_s_per_request\x18\x04 \x01(\x01\x12\x1c\n\x14\x64\x65\x63ode_s_per_request\x18\x05 \x01(\x01\x32\xd0\x01\n\x10\x41\x64missionService\x12Y\n\x04Link\x12%.baton.v1.AdmissionServiceLinkRequest\x1a&.baton.v1.AdmissionServiceLinkResponse(\x01\x30\x01\x12\x61\n\x08GetState\x12).baton.v1.AdmissionServiceGetStateRequest\x1a*.baton.v1.AdmissionServiceGetStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x61ton/v1/admission.proto\x12\x08\x62\x61ton.v1\x1a\x1d\x62\x61ton/v1/admission_link.proto\"!\n\x1f\x41\x64missionServiceGetStateRequest\"\xbe\x02\n AdmissionServiceGetStateResponse\x12\x17\n\x0fprefill_permits\x18\x01 \x01(\r\x12\x16\n\x0e\x64\x65\x63ode_permits\x18\x02 \x01(\r\x12\x17\n\x0fqueued_requests\x18\x03 \x01(\r\x12\x1d\n\x15prefill_s_per_request\x18\x04 \x01(\x01\x12\x1c\n\x14\x64\x65\x63ode_s_per_request\x18\x05 \x01(\x01\x12\x0e\n\x06policy\x18\x06 \x01(\t\x12\x18\n\x10predicted_wait_s\x18\x07 \x01(\x01\x12\x18\n\x10predicted_tpot_s\x18\x08 \x01(\x01\x12\x15\n\rother_permits\x18\t \x01(\r\x12\x12\n\x05quota\x18\n \x01(\rH\x00\x88\x01\x01\x12\x1a\n\x12\x64\x65gradation_levels\x18\x0b \x03(\rB\x08\n\x06_quota2\xd0\x01\n\x10\x41\x64missionService\x12Y\n\x04Link\x12%.baton.v1.AdmissionServiceLinkRequest\x1a&.baton.v1.AdmissionServiceLinkResponse(\x01\x30\x01\x12\x61\n\x08GetState\x12).baton.v1.AdmissionServiceGetStateRequest\x1a*.baton.v1.AdmissionServiceGetStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,7 +35,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMISSIONSERVICEGETSTATEREQUEST']._serialized_start=69
   _globals['_ADMISSIONSERVICEGETSTATEREQUEST']._serialized_end=102
   _globals['_ADMISSIONSERVICEGETSTATERESPONSE']._serialized_start=105
-  _globals['_ADMISSIONSERVICEGETSTATERESPONSE']._serialized_end=274
-  _globals['_ADMISSIONSERVICE']._serialized_start=277
-  _globals['_ADMISSIONSERVICE']._serialized_end=485
+  _globals['_ADMISSIONSERVICEGETSTATERESPONSE']._serialized_end=423
+  _globals['_ADMISSIONSERVICE']._serialized_start=426
+  _globals['_ADMISSIONSERVICE']._serialized_end=634
 # @@protoc_insertion_point(module_scope)

@@ -5,8 +5,10 @@ The admission service: decides who may enter the mesh, and when.
 See types.proto for the evolution policy.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -46,6 +48,12 @@ class AdmissionServiceGetStateResponse(_message.Message):
     QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
     PREFILL_S_PER_REQUEST_FIELD_NUMBER: _builtins.int
     DECODE_S_PER_REQUEST_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    PREDICTED_WAIT_S_FIELD_NUMBER: _builtins.int
+    PREDICTED_TPOT_S_FIELD_NUMBER: _builtins.int
+    OTHER_PERMITS_FIELD_NUMBER: _builtins.int
+    QUOTA_FIELD_NUMBER: _builtins.int
+    DEGRADATION_LEVELS_FIELD_NUMBER: _builtins.int
     prefill_permits: _builtins.int
     """Live permits whose prompt is not computed yet."""
     decode_permits: _builtins.int
@@ -56,6 +64,20 @@ class AdmissionServiceGetStateResponse(_message.Message):
     """Mean seconds from grant to computed prompt, smoothed."""
     decode_s_per_request: _builtins.float
     """Mean seconds from computed prompt to the end, smoothed."""
+    policy: _builtins.str
+    """The policy that decides, such as "predictive"."""
+    predicted_wait_s: _builtins.float
+    """Seconds until a prompt of normal priority that comes now would be started on."""
+    predicted_tpot_s: _builtins.float
+    """Predicted seconds per token of the decode pool as it is now."""
+    other_permits: _builtins.int
+    """Live permits of other admission services that share the limits."""
+    quota: _builtins.int
+    """Permits that this one may hold while others share the slots; unset when it is alone."""
+    @_builtins.property
+    def degradation_levels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Steps of degradation in force, by class, lowest class first."""
+
     def __init__(
         self,
         *,
@@ -64,11 +86,19 @@ class AdmissionServiceGetStateResponse(_message.Message):
         queued_requests: _builtins.int = ...,
         prefill_s_per_request: _builtins.float = ...,
         decode_s_per_request: _builtins.float = ...,
+        policy: _builtins.str = ...,
+        predicted_wait_s: _builtins.float = ...,
+        predicted_tpot_s: _builtins.float = ...,
+        other_permits: _builtins.int = ...,
+        quota: _builtins.int | None = ...,
+        degradation_levels: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_quota", b"_quota", "quota", b"quota"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_permits", b"decode_permits", "decode_s_per_request", b"decode_s_per_request", "prefill_permits", b"prefill_permits", "prefill_s_per_request", b"prefill_s_per_request", "queued_requests", b"queued_requests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_quota", b"_quota", "decode_permits", b"decode_permits", "decode_s_per_request", b"decode_s_per_request", "degradation_levels", b"degradation_levels", "other_permits", b"other_permits", "policy", b"policy", "predicted_tpot_s", b"predicted_tpot_s", "predicted_wait_s", b"predicted_wait_s", "prefill_permits", b"prefill_permits", "prefill_s_per_request", b"prefill_s_per_request", "queued_requests", b"queued_requests", "quota", b"quota"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__quota: _TypeAlias = _typing.Literal["quota"]  # noqa: Y015
+    _WhichOneofArgType__quota: _TypeAlias = _typing.Literal["_quota", b"_quota"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quota) -> _WhichOneofReturnType__quota | None: ...
 
 Global___AdmissionServiceGetStateResponse: _TypeAlias = AdmissionServiceGetStateResponse  # noqa: Y015

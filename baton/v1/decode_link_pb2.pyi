@@ -184,6 +184,7 @@ class DecodeStart(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     PREFILL_CANDIDATES_FIELD_NUMBER: _builtins.int
     RESUMED_TOKENS_FIELD_NUMBER: _builtins.int
+    PREFERS_LOCAL_PREFILL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's name."""
     priority: _types_pb2.Priority.ValueType
@@ -193,6 +194,10 @@ class DecodeStart(_message.Message):
     resumed_tokens: _builtins.int
     """Tokens of input_ids at its end that an earlier worker generated; keeps seeded
     sampling on its sequence.
+    """
+    prefers_local_prefill: _builtins.bool
+    """Compute the prompt here where the engine can, whatever the split policy says; a
+    degradation that admission asked for.
     """
     @_builtins.property
     def input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -216,10 +221,11 @@ class DecodeStart(_message.Message):
         cache_salt: _builtins.str = ...,
         prefill_candidates: _abc.Iterable[Global___PrefillCandidate] | None = ...,
         resumed_tokens: _builtins.int = ...,
+        prefers_local_prefill: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling_params", b"sampling_params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "input_ids", b"input_ids", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "sampling_params", b"sampling_params"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "input_ids", b"input_ids", "prefers_local_prefill", b"prefers_local_prefill", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "sampling_params", b"sampling_params"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -450,8 +450,15 @@ class GetFleetResponse(_message.Message):
     WORKERS_FIELD_NUMBER: _builtins.int
     STATE_AGE_FIELD_NUMBER: _builtins.int
     ACTIVE_REQUESTS_FIELD_NUMBER: _builtins.int
+    ADMISSION_SERVICES_FIELD_NUMBER: _builtins.int
+    REQUESTS_WITHOUT_PERMIT_FIELD_NUMBER: _builtins.int
+    SLO_FIELD_NUMBER: _builtins.int
     active_requests: _builtins.int
     """Requests this router holds now."""
+    admission_services: _builtins.int
+    """Admission services that this router knows."""
+    requests_without_permit: _builtins.int
+    """Requests that ran without a permit since this router started."""
     @_builtins.property
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.WorkerInfo]:
         """Its workers, by id."""
@@ -460,20 +467,81 @@ class GetFleetResponse(_message.Message):
     def state_age(self) -> _duration_pb2.Duration:
         """Seconds since the fleet's shared state was last confirmed; large when Redis is away."""
 
+    @_builtins.property
+    def slo(self) -> _containers.RepeatedCompositeFieldContainer[Global___SloAttainment]:
+        """How well targets were met, by class and tenant, over sliding windows."""
+
     def __init__(
         self,
         *,
         workers: _abc.Iterable[_types_pb2.WorkerInfo] | None = ...,
         state_age: _duration_pb2.Duration | None = ...,
         active_requests: _builtins.int = ...,
+        admission_services: _builtins.int = ...,
+        requests_without_permit: _builtins.int = ...,
+        slo: _abc.Iterable[Global___SloAttainment] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["state_age", b"state_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "state_age", b"state_age", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_requests", b"active_requests", "admission_services", b"admission_services", "requests_without_permit", b"requests_without_permit", "slo", b"slo", "state_age", b"state_age", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetFleetResponse: _TypeAlias = GetFleetResponse  # noqa: Y015
+
+@_typing.final
+class SloAttainment(_message.Message):
+    """Shares of the requests of one class and tenant that met their targets. All requests count that
+    this router was asked, those turned away too.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    TTFT_ATTAINMENT_FIELD_NUMBER: _builtins.int
+    TPOT_ATTAINMENT_FIELD_NUMBER: _builtins.int
+    ATTAINMENT_FIELD_NUMBER: _builtins.int
+    BURN_RATE_FIELD_NUMBER: _builtins.int
+    priority: _types_pb2.Priority.ValueType
+    """The class."""
+    tenant: _builtins.str
+    """The tenant; empty for requests without one."""
+    requests: _builtins.int
+    """Requests that ended in it."""
+    ttft_attainment: _builtins.float
+    """Share that met the target for the time to first token."""
+    tpot_attainment: _builtins.float
+    """Share that met the target for the time per output token."""
+    attainment: _builtins.float
+    """Share that met both."""
+    burn_rate: _builtins.float
+    """How many times faster than allowed the class uses up its error budget; 1 just keeps it."""
+    @_builtins.property
+    def window(self) -> _duration_pb2.Duration:
+        """The window that ends now."""
+
+    def __init__(
+        self,
+        *,
+        priority: _types_pb2.Priority.ValueType = ...,
+        tenant: _builtins.str = ...,
+        window: _duration_pb2.Duration | None = ...,
+        requests: _builtins.int = ...,
+        ttft_attainment: _builtins.float = ...,
+        tpot_attainment: _builtins.float = ...,
+        attainment: _builtins.float = ...,
+        burn_rate: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["window", b"window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attainment", b"attainment", "burn_rate", b"burn_rate", "priority", b"priority", "requests", b"requests", "tenant", b"tenant", "tpot_attainment", b"tpot_attainment", "ttft_attainment", b"ttft_attainment", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SloAttainment: _TypeAlias = SloAttainment  # noqa: Y015
 
 @_typing.final
 class RouteRequest(_message.Message):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from redis.asyncio import Redis
 
-from baton.config import Config, Qos
+from baton.config import Config
 from baton.rpc.server import Listening, ServiceServer
 from baton.state.background import running
 from baton.state.fleet import FleetView
@@ -19,9 +19,9 @@ from baton.state.records import WorkerRecord, WorkerRole, new_incarnation
 from baton.state.registry import Registration
 from baton.telemetry.providers import Telemetry
 from baton.v1 import admission_pb2_grpc
+from services.admission.choice import make_door
 from services.admission.desk import PermitDesk
-from services.admission.ledger import PermitLedger
-from services.admission.policy import AdmissionPolicy, QosLimits, QueueEstimatePolicy
+from services.admission.pools import pools_of
 from services.admission.server import SERVICE, AdmissionServer
 
 logger = logging.getLogger(__name__)
@@ -40,19 +40,6 @@ class AdmissionApp:
     desk: PermitDesk
 
 
-def make_policy(qos: Qos) -> AdmissionPolicy:
-    """Returns the configured policy."""
-    limits = QosLimits(
-        enable_early_rejection=qos.enable_early_rejection,
-        low_priority_threshold_s=qos.low_priority_threshold_ms / 1e3,
-        reject_on_slo_violation=qos.reject_on_slo_violation,
-        ttft_slo_s=qos.ttft_slo_ms / 1e3,
-        max_queue_length=qos.max_queue_length,
-    )
-    # Jitter must differ from process to process, so the seed is the operating system's.
-    return QueueEstimatePolicy(limits, random.Random())  # noqa: S311 - not for secrets
-
-
 @asynccontextmanager
 async def running_admission(
     config: Config, listening: Listening, redis: Redis, telemetry: Telemetry
@@ -62,15 +49,17 @@ async def running_admission(
     Raises StartupError when the port is taken or the registry cannot be read.
     """
     fleet = FleetView(redis)
-    desk = PermitDesk(make_policy(config.qos), PermitLedger())
+    # Jitter must differ from process to process, so the seed is the operating system's.
+    desk = PermitDesk(make_door(config.qos, random.Random()))  # noqa: S311 - not for secrets
     server = ServiceServer(listening.host, listening.port, [SERVICE])
     servicer = AdmissionServer(desk, telemetry)
     admission_pb2_grpc.add_AdmissionServiceServicer_to_server(servicer, server.grpc)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(running(fleet.run()))
         await fleet.wait_synced()
-        _count_workers(fleet, desk)
+        desk.set_pools(pools_of(fleet))
         await stack.enter_async_context(running(_follow(fleet, desk)))
+        await stack.enter_async_context(running(desk.run()))
         await server.start()
         stack.push_async_callback(_drain, desk, server)
         address = server.advertised(listening.advertise)
@@ -98,15 +87,7 @@ async def _follow(fleet: FleetView, desk: PermitDesk) -> None:
                 generation = await fleet.wait_change(generation)
         except TimeoutError:
             pass
-        _count_workers(fleet, desk)
-
-
-def _count_workers(fleet: FleetView, desk: PermitDesk) -> None:
-    counts = [
-        sum(view.stats is None or not view.stats.draining for view in fleet.workers(role))
-        for role in (WorkerRole.PREFILL, WorkerRole.DECODE)
-    ]
-    desk.set_workers(prefill_workers=counts[0], decode_workers=counts[1])
+        desk.set_pools(pools_of(fleet))
 
 
 def _record(listening: Listening, address: str) -> WorkerRecord:

@@ -1,8 +1,11 @@
 """How long a prompt and a generation take on average, from permits that come and go."""
 
+import math
+
 _WARM_UP_SAMPLES = 8
 _WEIGHT = 0.1
 _OUTLIER = 4.0
+_RATIO_MEMORY = 0.95
 
 
 class MovingAverage:
@@ -26,6 +29,57 @@ class MovingAverage:
             self.value = sample
             return
         self.value += _WEIGHT * (min(sample, _OUTLIER * self.value) - self.value)
+
+
+class Ratio:
+    """By how much predictions are off: the sum of what was over the sum of what was predicted.
+
+    Old samples fade. Sums instead of a mean of quotients: the short ones, which overheads double,
+    must not decide for the long ones. Stays 1 until some samples came, and within `bound` of it.
+    """
+
+    def __init__(self, bound: float = 4.0) -> None:
+        self._bound = bound
+        self._actual = 0.0
+        self._predicted = 0.0
+        self._seen = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Tells whether there were samples enough to go by."""
+        return self._seen >= _WARM_UP_SAMPLES and self._predicted > 0
+
+    @property
+    def value(self) -> float:
+        """The factor that makes predictions right."""
+        if not self.is_known:
+            return 1.0
+        return min(self._bound, max(1 / self._bound, self._actual / self._predicted))
+
+    def add(self, actual: float, predicted: float) -> None:
+        """Takes one sample."""
+        self._seen += 1
+        self._actual = _RATIO_MEMORY * self._actual + actual
+        self._predicted = _RATIO_MEMORY * self._predicted + predicted
+
+
+class WorkRate:
+    """How much work comes per second, over the last `memory_s` or so."""
+
+    def __init__(self, memory_s: float) -> None:
+        self._memory_s = memory_s
+        self._sum = 0.0
+        self._at_s = 0.0
+
+    def add(self, now_s: float, work_s: float) -> None:
+        """Takes work that comes now."""
+        self._sum = self.read(now_s) * self._memory_s + work_s
+
+    def read(self, now_s: float) -> float:
+        """Returns worker seconds per second."""
+        self._sum *= math.exp(-max(0.0, now_s - self._at_s) / self._memory_s)
+        self._at_s = max(now_s, self._at_s)
+        return self._sum / self._memory_s
 
 
 class SharedTime:
@@ -53,3 +107,27 @@ class SharedTime:
         """From `wall_s` on, `running` requests share `workers` workers."""
         self.read(wall_s)
         self._rate = min(1.0, workers / running) if running else 1.0
+
+
+class TokenClock:
+    """A clock that counts the tokens which one stream would have got so far.
+
+    Streams on a batching engine get a token per step, all of them, so a stream's age in tokens is
+    the difference of two readings, whatever the load did meanwhile.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = 0.0
+        self._wall_s = 0.0
+        self._tpot_s = 1.0
+
+    def read(self, wall_s: float) -> float:
+        """Returns the tokens at `wall_s`, which never goes backwards."""
+        self.tokens += (wall_s - self._wall_s) / self._tpot_s
+        self._wall_s = wall_s
+        return self.tokens
+
+    def pace(self, wall_s: float, tpot_s: float) -> None:
+        """From `wall_s` on a token takes `tpot_s`."""
+        self.read(wall_s)
+        self._tpot_s = max(tpot_s, 1e-6)

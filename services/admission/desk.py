@@ -1,4 +1,4 @@
-"""Hands out permits: asks the policy, keeps the ledger, and lets those wait who have to."""
+"""Hands out permits: drives the door on the event loop, and lets those wait who have to."""
 
 import asyncio
 import logging
@@ -8,31 +8,47 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from baton.errors import BatonError, OverloadedError, UnavailableError
-from services.admission.ledger import Permit, PermitLedger, Waiter
+from services.admission.door import NO_WORKER, NO_WORKER_RETRY_S, Called, Door, Turned
+from services.admission.ladder import UNDEGRADED, Degradation
+from services.admission.ledger import Elsewhere, Permit, Pools
 from services.admission.policy import (
+    DECODE_SATURATED,
     QUEUE_FULL,
-    AdmissionPolicy,
+    TENANT_LIMIT,
+    TTFT_UNATTAINABLE,
     MeshLoad,
     PermitRequest,
-    Reject,
-    Verdict,
-    Wait,
 )
+from services.admission.waiting import Waiter
 
 logger = logging.getLogger(__name__)
 
-NO_WORKER_RETRY_S = 1.0
+SWEEP_EVERY_S = 0.1
+"""Who cannot be in time any more is told so within this time."""
+
+_WHY = {
+    QUEUE_FULL: "the queue for permits is full",
+    TTFT_UNATTAINABLE: "the target for the time to first token cannot be met",
+    DECODE_SATURATED: "the decode workers are as busy as the target for the time per token allows",
+    TENANT_LIMIT: "the tenant is at its limit",
+}
 
 OnWait = Callable[[int], Awaitable[None]]
 """Told, once, how many are ahead of a request that has to wait."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grant:
-    """A permit in somebody's hands; `waited_s` is how long it took."""
+    """A permit in somebody's hands; `waited_s` is how long it took.
+
+    `output_tokens` is set by whoever learns that the answer ended by itself.
+    """
 
     permit: Permit
     waited_s: float
+    predicted_ttft_s: float = 0.0
+    degradation: Degradation = UNDEGRADED
+    output_tokens: int | None = None
 
 
 class _Ticket:
@@ -40,35 +56,41 @@ class _Ticket:
 
     def __init__(self, waiter: Waiter) -> None:
         self.waiter = waiter
-        self.permit: Permit | None = None
+        self.called: Called | None = None
         self.error: BatonError | None = None
-        self.called = asyncio.Event()
+        self.done = asyncio.Event()
 
 
 class PermitDesk:
-    """The one place where permits are granted and taken back."""
+    """The one place where permits are granted and taken back; give `run` to the task group."""
 
-    def __init__(
-        self,
-        policy: AdmissionPolicy,
-        ledger: PermitLedger,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._policy = policy
-        self._ledger = ledger
+    def __init__(self, door: Door, clock: Callable[[], float] = time.monotonic) -> None:
+        self.door = door
         self._clock = clock
-        self._tickets: dict[tuple[int, int], _Ticket] = {}
+        self._tickets: dict[Waiter, _Ticket] = {}
         self._emptied = asyncio.Event()
 
     @property
     def load(self) -> MeshLoad:
         """The load now, with everybody who waits."""
-        return self._ledger.load()
+        return self.door.load(self._clock())
 
     @property
     def is_empty(self) -> bool:
         """True when nobody holds a permit or waits for one."""
-        return not self._ledger.permits and not self._ledger.waiting
+        return self.door.is_empty
+
+    async def run(self) -> None:
+        """Turns those away who waited too long, until cancelled."""
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            self.sweep()
+
+    def sweep(self) -> None:
+        """Turns those away who cannot be in time any more, and calls in who may start by now."""
+        for waiter, turned in self.door.sweep(self._clock()):
+            self._fail(self._tickets.pop(waiter), rejection(turned))
+        self._call_in()
 
     async def wait_empty(self) -> None:
         """Returns once nobody holds a permit or waits for one."""
@@ -76,113 +98,113 @@ class PermitDesk:
             self._emptied.clear()
             await self._emptied.wait()
 
-    def set_workers(self, prefill_workers: int, decode_workers: int) -> None:
-        """Takes the number of workers that accept work; who waits for the last one to go fails."""
-        self._ledger.set_workers(self._clock(), prefill_workers, decode_workers)
-        if not decode_workers:
+    def set_pools(self, pools: Pools) -> None:
+        """Takes the workers that accept work; who waits for the last one to go fails."""
+        self.door.set_pools(self._clock(), pools)
+        if not pools.decode.workers:
             for ticket in list(self._tickets.values()):
-                self._dismiss(ticket, _no_worker())
-        self._call_next()
+                self._dismiss(ticket, rejection(Turned(NO_WORKER, NO_WORKER_RETRY_S)))
+        self._call_in()
 
-    def decide(self, request: PermitRequest) -> Verdict:
-        """Returns what would happen to the request now. Raises UnavailableError (NO_WORKER)."""
-        load = self._ledger.load(request.priority)
-        if not load.capacity:
-            raise _no_worker()
-        return self._policy.decide(self._clock(), load, request)
+    def set_others(self, elsewhere: Elsewhere, quota: int | None) -> None:
+        """Takes what other admission services granted, and how much this one may."""
+        self.door.ledger.elsewhere = elsewhere
+        self.door.ledger.quota = quota
+        self._call_in()
+
+    def totals(self) -> Elsewhere:
+        """Returns what the own permits amount to, to tell other admission services."""
+        return self.door.ledger.totals(self._clock())
 
     @asynccontextmanager
-    async def admit(
-        self, verdict: Verdict, request: PermitRequest, on_wait: OnWait
-    ) -> AsyncIterator[Grant]:
-        """Carries out a verdict just made by `decide`; the permit lives as long as the block.
+    async def admit(self, request: PermitRequest, on_wait: OnWait) -> AsyncIterator[Grant]:
+        """Lets a request in or turns it away; the permit lives as long as the block.
 
         Raises OverloadedError when rejected, at once or from the queue, and UnavailableError
-        (NO_WORKER) when the last decode worker left meanwhile.
+        (NO_WORKER) when there is no decode worker, or the last one left meanwhile.
         """
-        if isinstance(verdict, Reject):
-            raise _rejection(verdict)
         arrived_s = self._clock()
-        if isinstance(verdict, Wait):
-            permit = await self._wait_turn(request, on_wait)
-        else:
-            permit = self._ledger.grant(arrived_s)
+        answer = self.door.arrive(arrived_s, request)
+        if isinstance(answer, Turned):
+            raise rejection(answer)
+        called = await self._wait_turn(answer, on_wait)
+        grant = Grant(
+            called.permit,
+            self._clock() - arrived_s,
+            answer.predicted_ttft_s,
+            called.degradation,
+        )
         try:
-            yield Grant(permit, self._clock() - arrived_s)
+            yield grant
         finally:
-            self._release(permit)
+            self._release(called.permit, grant.output_tokens)
 
     def prefill_done(self, grant: Grant) -> None:
         """Notes that the permit's prompt is computed."""
-        self._ledger.prefill_done(grant.permit, self._clock())
+        self.door.prefill_done(grant.permit, self._clock())
+        self._call_in()
 
-    async def _wait_turn(self, request: PermitRequest, on_wait: OnWait) -> Permit:
-        ticket = _Ticket(self._ledger.enqueue(request.priority))
-        self._tickets[ticket.waiter.rank] = ticket
-        self._trim()
+    async def _wait_turn(self, waiter: Waiter, on_wait: OnWait) -> Called:
+        ticket = self._tickets[waiter] = _Ticket(waiter)
         is_taken = False
         try:
-            if ticket.error is None:
-                await on_wait(self._ledger.position(ticket.waiter))
-                await ticket.called.wait()
+            self._call_in()
+            if not ticket.done.is_set():
+                await on_wait(self.door.room.position(waiter))
+                await ticket.done.wait()
             if ticket.error is not None:
                 raise ticket.error
-            assert ticket.permit is not None
+            assert ticket.called is not None
             is_taken = True
-            return ticket.permit
+            return ticket.called
         finally:
             if not is_taken:
                 self._withdraw(ticket)
 
     def _withdraw(self, ticket: _Ticket) -> None:
         """Ends a wait that brought nothing; a permit that came too late goes back."""
-        if ticket.permit is not None:
-            self._release(ticket.permit)
-        elif self._tickets.pop(ticket.waiter.rank, None) is not None:
-            self._ledger.leave(ticket.waiter)
+        if ticket.called is not None:
+            self._release(ticket.called.permit)
+        elif self._tickets.pop(ticket.waiter, None) is not None:
+            self.door.leave(ticket.waiter)
+            # Whoever stood behind it may have room where it had not.
+            self._call_in()
         self._emptied.set()
-
-    def _trim(self) -> None:
-        rejected = self._policy.trim(self._ledger.load())
-        last = self._ledger.last()
-        if rejected is not None and last is not None:
-            self._dismiss(self._tickets[last.rank], _rejection(rejected))
 
     def _dismiss(self, ticket: _Ticket, error: BatonError) -> None:
-        del self._tickets[ticket.waiter.rank]
-        self._ledger.leave(ticket.waiter)
-        ticket.error = error
-        ticket.called.set()
+        del self._tickets[ticket.waiter]
+        self.door.leave(ticket.waiter)
+        self._fail(ticket, error)
 
-    def _release(self, permit: Permit) -> None:
-        self._ledger.release(permit, self._clock())
-        self._call_next()
+    def _fail(self, ticket: _Ticket, error: BatonError) -> None:
+        ticket.error = error
+        ticket.done.set()
+
+    def _release(self, permit: Permit, output_tokens: int | None = None) -> None:
+        self.door.release(permit, self._clock(), output_tokens)
+        self._call_in()
         self._emptied.set()
 
-    def _call_next(self) -> None:
-        while (waiter := self._ledger.next_up()) is not None:
-            ticket = self._tickets.pop(waiter.rank)
-            self._ledger.leave(waiter)
-            ticket.permit = self._ledger.grant(self._clock())
-            ticket.called.set()
+    def _call_in(self) -> None:
+        for called in self.door.call_in(self._clock()):
+            ticket = self._tickets.pop(called.waiter)
+            ticket.called = called
+            ticket.done.set()
 
 
-def _no_worker() -> UnavailableError:
-    return UnavailableError(
-        "no decode worker is up; start one or retry",
-        reason="NO_WORKER",
-        retry_after_s=NO_WORKER_RETRY_S,
-    )
-
-
-def _rejection(verdict: Reject) -> OverloadedError:
-    why = (
-        "the queue for permits is full"
-        if verdict.reason == QUEUE_FULL
-        else f"the predicted time to first token of {verdict.predicted_ttft_s:.2f} s is over target"
-    )
+def rejection(turned: Turned) -> BatonError:
+    """Returns the error that tells a client why it was turned away, and when to come back."""
+    if turned.reason == NO_WORKER:
+        return UnavailableError(
+            "no decode worker is up; start one or retry",
+            reason=NO_WORKER,
+            retry_after_s=turned.retry_after_s,
+        )
+    why, advice = _WHY[turned.reason], "or with a higher priority"
+    if turned.reason == TENANT_LIMIT:
+        advice = "and not with more at once"
     return OverloadedError(
-        f"{why}; retry in {verdict.retry_after_s:.2f} s or with a higher priority",
-        reason=verdict.reason,
-        retry_after_s=verdict.retry_after_s,
+        f"{why}; retry in {turned.retry_after_s:.2f} s {advice}",
+        reason=turned.reason,
+        retry_after_s=turned.retry_after_s,
     )

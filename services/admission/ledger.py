@@ -1,84 +1,194 @@
-"""Who holds a permit and who waits for one. Pure bookkeeping; time is an argument.
+"""Who holds a permit, and what that means for the two pools. Pure; time is an argument.
 
 A permit is granted, its prompt gets computed ("prefill done"), and it is released: one way in, one
-way out. Waiting requests stand in the order of priority, then arrival.
+way out. Everything that policies predict from is kept as sums, so that asking costs little.
 """
 
-import bisect
-import itertools
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
+from baton.latency import CostModel
 from baton.requests import Priority
-from services.admission.averages import MovingAverage, SharedTime
-from services.admission.policy import MeshLoad
+from services.admission.averages import MovingAverage, Ratio, SharedTime, TokenClock
+from services.admission.forecast import CohortForecast, CohortKey, Cohorts, Tally
+from services.admission.lengths import OutputLengths
+from services.admission.policy import NO_STREAMS, DecodePool, MeshLoad, PermitRequest, Streams
 
 
 @dataclass(slots=True, eq=False)
 class Permit:
     """The right to run one request.
 
-    `prefill_mark_s` is a reading of the pool's shared clock, `prefilled_s` one of the caller's.
+    `work_s` is the worker time that its prompt was expected to need and `costed_s` what the costs
+    alone said. `prefill_mark_s` is a reading of the pool's shared clock and `token_mark` one of the
+    token clock.
     """
 
-    prefill_mark_s: float
+    request: PermitRequest
+    granted_s: float = 0.0
+    work_s: float = 0.0
+    costed_s: float = 0.0
+    is_contended: bool = False
+    prefill_mark_s: float = 0.0
     prefilled_s: float | None = None
+    token_mark: float = 0.0
+    cohort: CohortKey | None = None
 
 
-@dataclass(slots=True, order=True)
-class Waiter:
-    """A place in the queue; smaller is earlier."""
+@dataclass(frozen=True, slots=True)
+class Elsewhere:
+    """What the permits of the other admission services amount to; see MeshLoad."""
 
-    rank: tuple[int, int]
-    priority: Priority = field(compare=False)
+    prefilling: int = 0
+    decoding: int = 0
+    coming_tokens: int = 0
+    backlog_s: float = 0.0
+    streams: Streams = NO_STREAMS
+
+    def plus(self, other: "Elsewhere") -> "Elsewhere":
+        """Returns both together."""
+        return Elsewhere(
+            self.prefilling + other.prefilling,
+            self.decoding + other.decoding,
+            self.coming_tokens + other.coming_tokens,
+            self.backlog_s + other.backlog_s,
+            self.streams.plus(*other.streams),
+        )
+
+
+NOBODY_ELSE = Elsewhere()
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """The workers that accept work and what their computing costs."""
+
+    prefill_workers: int = 0
+    decode: DecodePool = field(default_factory=DecodePool)
+    prefill_costs: CostModel = field(default_factory=CostModel)
+
+    @property
+    def computing_workers(self) -> int:
+        """Workers that compute prompts; decode workers where there are no others."""
+        return self.prefill_workers or self.decode.workers
 
 
 class PermitLedger:
-    """All permits and waiters of one admission service."""
+    """All permits of one admission service."""
 
     def __init__(self) -> None:
-        self.prefill_workers = 0
-        self.decode_workers = 0
+        self.pools = Pools()
+        self.elsewhere = NOBODY_ELSE
+        self.quota: int | None = None
+        self.lengths = OutputLengths()
         self._prefilling: set[Permit] = set()
         self._decoding: set[Permit] = set()
-        self._queue: list[Waiter] = []
-        self._arrivals = itertools.count()
+        self._coming = {priority: Tally() for priority in Priority}
+        self._cohorts = Cohorts()
+        self._work_s = 0.0
+        self._progress_s = 0.0
+        self._progress_at_s = 0.0
         self._prefill_clock = SharedTime()
+        self._token_clock = TokenClock()
         self._prefill_s = MovingAverage()
         self._decode_s = MovingAverage()
-
-    @property
-    def waiting(self) -> int:
-        """Requests waiting for a permit."""
-        return len(self._queue)
+        self._prefill_bias = Ratio()
+        self._decode_bias = Ratio()
 
     @property
     def permits(self) -> int:
         """Live permits."""
         return len(self._prefilling) + len(self._decoding)
 
-    def set_workers(self, now_s: float, prefill_workers: int, decode_workers: int) -> None:
-        """Takes the sizes of the pools; permits beyond a smaller capacity stay valid."""
-        self.prefill_workers = prefill_workers
-        self.decode_workers = decode_workers
+    @property
+    def prefilling(self) -> Iterable[Permit]:
+        """The permits whose prompt is not computed yet."""
+        return self._prefilling
+
+    @property
+    def decode_pool(self) -> DecodePool:
+        """The decode workers, with what their costs are off by."""
+        return self.pools.decode
+
+    def set_pools(self, now_s: float, pools: Pools) -> None:
+        """Takes what the pools are; permits beyond a smaller capacity stay valid."""
+        self._settle(now_s)
+        decode = replace(pools.decode, bias=self._decode_bias.value)
+        self.pools = replace(pools, decode=decode)
         self._share(now_s)
 
-    def load(self, priority: Priority | None = None) -> MeshLoad:
-        """Returns what a request of this priority finds; None counts everybody as ahead."""
-        ahead = len(self._queue) if priority is None else self._ahead_of(priority)
+    def work_s(self, request: PermitRequest) -> float:
+        """Returns the worker time that a prompt is expected to need; 0 while nobody knows."""
+        costs = self.pools.prefill_costs
+        if not (costs.knows_prefill or self._prefill_bias.is_known):
+            return 0.0
+        return self._prefill_bias.value * self._costed_s(request)
+
+    def load(
+        self,
+        now_s: float,
+        request: PermitRequest | None = None,
+        ahead: tuple[int, float] = (0, 0.0),
+        waiting: dict[Priority, Tally] | None = None,
+        overtaken: float = 0.0,
+    ) -> MeshLoad:
+        """Returns the mesh as a request finds it that has `ahead` before it.
+
+        `ahead` are the number of those who wait and the worker time they need, `waiting` they by
+        class; `overtaken` as in MeshLoad.
+        """
+        self._settle(now_s)
+        clock = self._token_clock.read(now_s)
+        other, pools = self.elsewhere, self.pools
         return MeshLoad(
-            prefill_workers=self.prefill_workers,
-            decode_workers=self.decode_workers,
-            prefill_permits=len(self._prefilling),
-            decode_permits=len(self._decoding),
-            waiting_ahead=ahead,
+            prefill_workers=pools.prefill_workers,
+            decode_workers=pools.decode.workers,
+            prefill_permits=len(self._prefilling) + other.prefilling,
+            decode_permits=len(self._decoding) + other.decoding,
+            waiting_ahead=ahead[0],
             prefill_s=self._prefill_s.value,
             decode_s=self._decode_s.value,
+            backlog_s=self.backlog_s + other.backlog_s,
+            ahead_s=ahead[1],
+            own_s=0.0 if request is None else self.work_s(request),
+            overtaken=overtaken,
+            decode=pools.decode,
+            streams=self._cohorts.now(clock).plus(*other.streams),
+            forecast=self._forecast(clock, waiting),
+            free_slots=None if self.quota is None else self.quota - self.permits,
         )
 
-    def grant(self, now_s: float) -> Permit:
-        """Makes a permit; the caller asked `load().has_room` or took a waiter from `next_up`."""
-        permit = Permit(self._prefill_clock.read(now_s))
+    @property
+    def backlog_s(self) -> float:
+        """Worker time that the granted prompts still need, as of the last change."""
+        return max(0.0, self._work_s - self._progress_s)
+
+    def totals(self, now_s: float) -> Elsewhere:
+        """Returns what the own permits amount to, to tell other admission services."""
+        self._settle(now_s)
+        return Elsewhere(
+            prefilling=len(self._prefilling),
+            decoding=len(self._decoding),
+            coming_tokens=sum(tally.tokens for tally in self._coming.values()),
+            backlog_s=self.backlog_s,
+            streams=self._cohorts.now(self._token_clock.read(now_s)),
+        )
+
+    def grant(self, request: PermitRequest, now_s: float) -> Permit:
+        """Makes a permit; whoever calls has asked whether there is room."""
+        self._settle(now_s)
+        running = len(self._prefilling) + self.elsewhere.prefilling
+        permit = Permit(
+            request,
+            granted_s=now_s,
+            work_s=self.work_s(request),
+            costed_s=self._costed_s(request),
+            is_contended=running >= self.pools.computing_workers,
+            prefill_mark_s=self._prefill_clock.read(now_s),
+        )
         self._prefilling.add(permit)
+        self._work_s += permit.work_s
+        self._coming[request.priority].add(1, request.prompt_tokens)
         self._share(now_s)
         return permit
 
@@ -86,47 +196,76 @@ class PermitLedger:
         """Moves a permit from prefill to decode; again it does nothing."""
         if permit not in self._prefilling:
             return
-        self._prefill_s.add(self._prefill_clock.read(now_s) - permit.prefill_mark_s)
-        self._prefilling.remove(permit)
-        self._decoding.add(permit)
+        self._leave_prefill(permit, now_s)
+        took_s = self._prefill_clock.read(now_s) - permit.prefill_mark_s
+        self._prefill_s.add(took_s)
+        if permit.is_contended:
+            # With workers to spare the time is mostly the mesh's own, which is no work.
+            self._prefill_bias.add(took_s, permit.costed_s)
         permit.prefilled_s = now_s
+        permit.token_mark = self._token_clock.read(now_s)
+        request = permit.request
+        permit.cohort = self._cohorts.join(
+            request.priority, permit.token_mark, request.prompt_tokens
+        )
+        self._decoding.add(permit)
         self._share(now_s)
 
-    def release(self, permit: Permit, now_s: float) -> None:
-        """Ends a permit, wherever it stands."""
+    def release(self, permit: Permit, now_s: float, output_tokens: int | None = None) -> None:
+        """Ends a permit, wherever it stands; `output_tokens` when its answer ended by itself."""
         if permit.prefilled_s is None:
-            self._prefilling.remove(permit)
+            self._leave_prefill(permit, now_s)
         else:
+            assert permit.cohort is not None
+            self._settle(now_s)
             self._decoding.remove(permit)
+            self._cohorts.leave(permit.cohort, permit.request.prompt_tokens)
             self._decode_s.add(now_s - permit.prefilled_s)
+            if output_tokens is not None:
+                self._learn(permit, now_s, output_tokens)
         self._share(now_s)
 
-    def enqueue(self, priority: Priority) -> Waiter:
-        """Takes a place behind all of the same or a higher priority."""
-        waiter = Waiter((-priority, next(self._arrivals)), priority)
-        bisect.insort(self._queue, waiter)
-        return waiter
+    def _learn(self, permit: Permit, now_s: float, output_tokens: int) -> None:
+        self.lengths.add(permit.request.priority, output_tokens)
+        clocked = self._token_clock.read(now_s) - permit.token_mark
+        if output_tokens > 1:
+            bias = self.pools.decode.bias
+            self._decode_bias.add(clocked * bias, output_tokens - 1)
+            decode = replace(self.pools.decode, bias=self._decode_bias.value)
+            self.pools = replace(self.pools, decode=decode)
 
-    def leave(self, waiter: Waiter) -> None:
-        """Gives the place up."""
-        self._queue.remove(waiter)
+    def _forecast(self, clock: float, waiting: dict[Priority, Tally] | None) -> CohortForecast:
+        coming = {p: Tally(tally.count, tally.tokens) for p, tally in self._coming.items()}
+        for priority, tally in (waiting or {}).items():
+            coming[priority].add(tally.count, tally.tokens)
+        other = self.elsewhere
+        coming[Priority.NORMAL].add(other.prefilling, other.coming_tokens)
+        return CohortForecast(
+            self._cohorts, coming, other.streams, self.lengths, clock, lambda: self.pools.decode
+        )
 
-    def position(self, waiter: Waiter) -> int:
-        """Returns how many stand before the waiter."""
-        return bisect.bisect_left(self._queue, waiter)
+    def _costed_s(self, request: PermitRequest) -> float:
+        cached = request.prompt_tokens - request.uncached_tokens
+        return self.pools.prefill_costs.prefill_s(max(1, request.uncached_tokens), max(0, cached))
 
-    def next_up(self) -> Waiter | None:
-        """Returns the first waiter if there is room for it; it keeps its place until `leave`."""
-        has_room = self.permits < self.load().capacity
-        return self._queue[0] if self._queue and has_room else None
+    def _leave_prefill(self, permit: Permit, now_s: float) -> None:
+        self._settle(now_s)
+        self._prefilling.remove(permit)
+        self._coming[permit.request.priority].add(-1, -permit.request.prompt_tokens)
+        self._work_s = self._work_s - permit.work_s if self._prefilling else 0.0
+        # What it needed less than the workers did meanwhile was done for the others.
+        self._progress_s = max(0.0, self._progress_s - permit.work_s)
 
-    def last(self) -> Waiter | None:
-        """Returns the waiter who stands last."""
-        return self._queue[-1] if self._queue else None
-
-    def _ahead_of(self, priority: Priority) -> int:
-        return bisect.bisect_left(self._queue, Waiter((-priority + 1, -1), priority))
+    def _settle(self, now_s: float) -> None:
+        """Brings the prefill pool's progress up to now."""
+        running = min(len(self._prefilling), self.pools.computing_workers)
+        done_s = self._progress_s + running * max(0.0, now_s - self._progress_at_s)
+        self._progress_s = min(done_s, self._work_s)
+        self._progress_at_s = max(now_s, self._progress_at_s)
 
     def _share(self, now_s: float) -> None:
-        workers = self.prefill_workers or self.decode_workers
-        self._prefill_clock.share(now_s, len(self._prefilling), workers)
+        self._prefill_clock.share(now_s, len(self._prefilling), self.pools.computing_workers)
+        streams = self._cohorts.now(self._token_clock.read(now_s))
+        self._token_clock.pace(
+            now_s, self.pools.decode.tpot_s(streams.plus(*self.elsewhere.streams))
+        )

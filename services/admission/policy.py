@@ -1,25 +1,35 @@
-"""Who may enter the mesh now, who waits and who is turned away. Pure: state in, verdict out."""
+"""Who may enter the mesh, when, and who is turned away. Pure: state in, verdict out.
 
-import random
-from dataclasses import dataclass
-from typing import Protocol
+A policy answers two questions. At the door (`decide`): is this request worth accepting, now or
+after a wait? And each time a waiting request's turn has come (`may_start`): is there room for it
+on the workers? What stands between the two, the queue, is `services.admission.waiting`; policies
+are in services/admission/policies/.
+"""
 
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from baton.latency import CostModel
 from baton.requests import Priority
 
 QUEUE_FULL = "QUEUE_FULL"
 TTFT_UNATTAINABLE = "TTFT_UNATTAINABLE"
+DECODE_SATURATED = "DECODE_SATURATED"
+TENANT_LIMIT = "TENANT_LIMIT"
 
 DECODE_SLOTS = 64
-"""Generations that one decode worker runs at once by continuous batching. Requests."""
+"""Generations that one decode worker is given at once where nothing better is known. Requests."""
 
-_RETRY_MIN_S = 0.1
-_RETRY_MAX_S = 30.0
-_RETRY_JITTER = 0.5
+DECLARED_COSTS = CostModel()
 
 
 @dataclass(frozen=True, slots=True)
 class PermitRequest:
-    """A request that asks to enter. Targets of its own are in seconds; None takes the fleet's."""
+    """A request that asks to enter. Targets of its own are in seconds; None takes the fleet's.
+
+    `deadline_s` is the client's, at admission's clock; None without one.
+    """
 
     request_id: str
     tenant: str = ""
@@ -29,6 +39,86 @@ class PermitRequest:
     max_tokens: int = 0
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    deadline_s: float | None = None
+
+
+class Streams(NamedTuple):
+    """Generations that run together and the tokens that they hold; expected values may be broken.
+
+    Numbers are of the whole decode pool.
+    """
+
+    sequences: float
+    tokens: float
+
+    def plus(self, sequences: float, tokens: float) -> "Streams":
+        """Returns these and some more."""
+        return Streams(self.sequences + sequences, self.tokens + tokens)
+
+
+NO_STREAMS = Streams(0.0, 0.0)
+
+
+class DecodeForecast(Protocol):
+    """The decode pool's streams at a later moment, all accepted work counted exactly once."""
+
+    def at(self, horizon_s: float, *, held_back: bool = False) -> Streams:
+        """Returns the streams expected in `horizon_s` seconds.
+
+        Accepted prompts are computed evenly until then; `held_back`, they join only at its end,
+        as where the decode pool is what they wait for.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePool:
+    """What the decode workers are: how many, what a step costs, how much KV each holds.
+
+    `bias` is how many times longer a token really took than the costs say. `kv_tokens` is 0 where
+    it is not known.
+    """
+
+    workers: int = 0
+    costs: CostModel = DECLARED_COSTS
+    bias: float = 1.0
+    kv_tokens: int = 0
+
+    @property
+    def capacity(self) -> int:
+        """Permits that may be live at once: what the pool's slots hold."""
+        return self.workers * DECODE_SLOTS
+
+    def tpot_s(self, streams: Streams) -> float:
+        """Returns the time per token when the streams are spread evenly."""
+        workers = max(self.workers, 1)
+        base, each, token = self.costs.step
+        step_s = base + (each * streams.sequences + token * streams.tokens) / workers
+        return self.bias * step_s
+
+    def load(self, streams: Streams, tpot_slo_s: float) -> float:
+        """Returns the load: 1 where tokens take as long as they may, or the KV is full.
+
+        Where steps are not measured yet only the KV counts, and the slots bound what runs. Streams
+        that have a worker each could not be served faster, whatever their target, so their time is
+        no load.
+        """
+        workers = max(self.workers, 1)
+        kv = streams.tokens / (workers * self.kv_tokens) if self.kv_tokens else 0.0
+        if not self.costs.knows_step or streams.sequences <= workers:
+            return kv
+        return max(kv, self.tpot_s(streams) / tpot_slo_s)
+
+
+class NoForecast:
+    """Stands in where nobody forecasts: an idle decode pool."""
+
+    def at(self, horizon_s: float, *, held_back: bool = False) -> Streams:
+        """See DecodeForecast."""
+        return NO_STREAMS
+
+
+_IDLE = NoForecast()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +128,12 @@ class MeshLoad:
     `prefill_permits` and `decode_permits` are granted and not over; `waiting_ahead` wait for a
     permit with the same or a higher priority. `prefill_s` is the worker time that one prompt took
     on average and `decode_s` the time that one generation held its slot; 0 while unknown.
+
+    `backlog_s` is the worker time that the granted prompts still need, `ahead_s` what those who
+    wait ahead will need, and `own_s` what the request itself needs. `overtaken` is the share of
+    the prefill pool that higher classes take as they come: they go first in every queue. `streams`
+    generate now.
+    `free_slots` bounds what this admission service may grant where it shares the slots with others.
     """
 
     prefill_workers: int
@@ -47,6 +143,14 @@ class MeshLoad:
     waiting_ahead: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    backlog_s: float = 0.0
+    ahead_s: float = 0.0
+    own_s: float = 0.0
+    overtaken: float = 0.0
+    decode: DecodePool = field(default_factory=DecodePool)
+    streams: Streams = NO_STREAMS
+    forecast: DecodeForecast = field(default=_IDLE, repr=False)
+    free_slots: int | None = None
 
     @property
     def capacity(self) -> int:
@@ -54,131 +158,105 @@ class MeshLoad:
         return self.decode_workers * DECODE_SLOTS
 
     @property
-    def has_room(self) -> bool:
-        """True when a permit is free and nobody is before the request."""
-        return (
-            self.waiting_ahead == 0 and self.prefill_permits + self.decode_permits < self.capacity
-        )
+    def computing_workers(self) -> int:
+        """Workers that compute prompts; decode workers where there are no others."""
+        return self.prefill_workers or self.decode_workers
+
+    @property
+    def has_slot(self) -> bool:
+        """True when fewer permits are live than the decode pool has slots."""
+        if self.free_slots is not None and self.free_slots < 1:
+            return False
+        return self.prefill_permits + self.decode_permits < self.capacity
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a worker turns to the request's prompt, all accepted work before it."""
+        workers = max(self.computing_workers, 1)
+        running = self.prefill_permits
+        if running + self.waiting_ahead < workers:
+            return 0.0
+        # The workers' current prompts are partly done; with a full house the first ends early.
+        granted_s = self.backlog_s * max(0, running - workers + 1) / max(running, 1)
+        return (granted_s + self.ahead_s) / workers / (1 - self.overtaken)
+
+    @property
+    def ttft_s(self) -> float:
+        """Seconds to the first token that a request arriving now is predicted to see."""
+        return self.wait_s + self.own_s / (1 - self.overtaken)
 
 
 @dataclass(frozen=True, slots=True)
-class Admit:
-    """Let it in at once."""
+class Accept:
+    """Take it in; it starts when its turn has come and there is room.
+
+    `load` is the larger of the prefill and the decode load that it finds, 1 at the limit.
+    """
 
     predicted_ttft_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Let it in when a permit is free and its turn has come."""
-
-    predicted_ttft_s: float
+    load: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """Turn it away; `retry_after_s` is when the backlog should have drained enough."""
+    """Turn it away; in `drain_s` the backlog should have drained enough."""
 
     reason: str
     predicted_ttft_s: float
-    retry_after_s: float
+    drain_s: float
 
 
-Verdict = Admit | Wait | Reject
+Verdict = Accept | Reject
 
 
 class AdmissionPolicy(Protocol):
     """Decides about one request. `now_s` is any clock that only goes forward."""
 
+    name: str
+
     def decide(self, now_s: float, load: MeshLoad, request: PermitRequest) -> Verdict:
-        """Returns the verdict; changes nothing in `load`."""
+        """Returns the verdict at the door; changes nothing in `load`."""
         ...
 
-    def trim(self, load: MeshLoad) -> Reject | None:
-        """Returns what to tell the last in the queue when the queue is too long."""
+    def may_start(self, now_s: float, load: MeshLoad, request: PermitRequest) -> bool:
+        """Tells whether the request may start now that nobody is before it.
+
+        `load` has it neither among those who wait nor among the permits.
+        """
         ...
 
+    def is_hopeless(self, waited_s: float, work_s: float, request: PermitRequest) -> bool:
+        """Tells whether a waiting request, whose prompt takes `work_s`, cannot be in time any more.
 
-def estimate_ttft_s(
-    prefill_queue: float, avg_prefill_s: float, decode_queue: float, avg_decode_s: float
-) -> float:
-    """Returns the chapter's estimate: what is queued before a request, at its average time."""
-    return prefill_queue * avg_prefill_s + decode_queue * avg_decode_s
+        Then it is turned away before anything was computed for it.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class QosLimits:
-    """What the policy enforces; times in seconds, the queue in requests."""
+    """What policies enforce; times in seconds."""
 
     enable_early_rejection: bool = True
     low_priority_threshold_s: float = 0.5
     reject_on_slo_violation: bool = True
     ttft_slo_s: float = 2.0
-    max_queue_length: int = 256
+    tpot_slo_s: float = 0.2
 
+    def ttft_limit_s(self, request: PermitRequest) -> float:
+        """Returns the predicted TTFT above which the request is turned away; may be infinite.
 
-class QueueEstimatePolicy:
-    """The chapter's early rejection: queue lengths times average times against the TTFT target.
-
-    A queue is what the pool cannot run at once, the new request included: prompts beyond one per
-    prefill worker (decode workers stand in where there are none), generations beyond the slots of
-    all decode workers. Each is shared by the pool's workers. A mesh with a free worker therefore
-    predicts 0 and rejects nobody, whatever its averages say. Low priority is held to its threshold
-    and normal priority to its target; high priority is always admitted, and when the queue is full
-    it takes the place of the last one there.
-    """
-
-    def __init__(self, limits: QosLimits, rng: random.Random) -> None:
-        self._limits = limits
-        self._rng = rng
-
-    def decide(self, now_s: float, load: MeshLoad, request: PermitRequest) -> Verdict:
-        """See AdmissionPolicy; the estimate does not depend on the clock."""
-        ttft_s = predict_ttft_s(load)
-        limit_s = self._limit_s(request)
-        if limit_s is not None and ttft_s > limit_s:
-            return Reject(TTFT_UNATTAINABLE, ttft_s, self._retry_after_s(ttft_s - limit_s))
-        if load.has_room:
-            return Admit(ttft_s)
-        if load.waiting_ahead >= self._limits.max_queue_length:
-            return Reject(QUEUE_FULL, ttft_s, self._retry_after_s(_slot_wait_s(load)))
-        return Wait(ttft_s)
-
-    def trim(self, load: MeshLoad) -> Reject | None:
-        """See AdmissionPolicy; `load` counts everybody as ahead."""
-        if load.waiting_ahead <= self._limits.max_queue_length:
-            return None
-        return Reject(QUEUE_FULL, predict_ttft_s(load), self._retry_after_s(_slot_wait_s(load)))
-
-    def _limit_s(self, request: PermitRequest) -> float | None:
-        limits = self._limits
-        if not limits.enable_early_rejection or request.priority is Priority.HIGH:
-            return None
+        Low priority is held to its threshold and normal priority to its target; high priority is
+        always let in.
+        """
+        if not self.enable_early_rejection or request.priority is Priority.HIGH:
+            return math.inf
         if request.priority is Priority.LOW:
-            return limits.low_priority_threshold_s
-        if not limits.reject_on_slo_violation:
-            return None
-        return limits.ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
+            return self.low_priority_threshold_s
+        if not self.reject_on_slo_violation:
+            return math.inf
+        return self.ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
 
-    def _retry_after_s(self, drain_s: float) -> float:
-        """Spreads those turned away together, so that they do not come back together."""
-        spread = 1 + _RETRY_JITTER * self._rng.random()
-        return min(max(drain_s, _RETRY_MIN_S) * spread, _RETRY_MAX_S)
-
-
-def predict_ttft_s(load: MeshLoad) -> float:
-    """Returns the queueing part of the TTFT that a request arriving now would see."""
-    prefill_workers = load.prefill_workers or load.decode_workers
-    prefills = load.prefill_permits + load.waiting_ahead + 1 - prefill_workers
-    generations = load.prefill_permits + load.decode_permits + load.waiting_ahead + 1
-    return estimate_ttft_s(
-        max(prefills, 0),
-        load.prefill_s / max(prefill_workers, 1),
-        max(generations - load.capacity, 0),
-        _slot_wait_s(load),
-    )
-
-
-def _slot_wait_s(load: MeshLoad) -> float:
-    """Returns the mean time until the next of the busy slots is free."""
-    return load.decode_s / max(load.capacity, 1)
+    def tpot_limit_s(self, request: PermitRequest) -> float:
+        """Returns the target for the time per token that holds for the request."""
+        return self.tpot_slo_s if request.tpot_slo_s is None else request.tpot_slo_s

@@ -20,9 +20,11 @@ from baton.telemetry.names import (
     SPAN_ADMIT,
 )
 from baton.telemetry.providers import Telemetry
-from baton.v1 import admission_link_pb2, admission_pb2, admission_pb2_grpc
+from baton.v1 import admission_link_pb2, admission_pb2, admission_pb2_grpc, types_pb2
 from services.admission.desk import Grant, PermitDesk
-from services.admission.policy import Admit, PermitRequest, Verdict, Wait
+from services.admission.metrics import QUEUED, AdmissionCounters
+from services.admission.policy import PermitRequest
+from services.admission.state import state_message
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +39,7 @@ class AdmissionServer(admission_pb2_grpc.AdmissionServiceServicer):
     def __init__(self, desk: PermitDesk, telemetry: Telemetry) -> None:
         self._desk = desk
         self._telemetry = telemetry
+        self._counters = AdmissionCounters(telemetry, desk)
 
     # The read-write form of grpc.aio returns nothing.
     async def Link(  # type: ignore[override]
@@ -53,33 +56,41 @@ class AdmissionServer(admission_pb2_grpc.AdmissionServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> admission_pb2.AdmissionServiceGetStateResponse:
         """Shows the permits and queues."""
-        load = self._desk.load
-        return admission_pb2.AdmissionServiceGetStateResponse(
-            prefill_permits=load.prefill_permits,
-            decode_permits=load.decode_permits,
-            queued_requests=load.waiting_ahead,
-            prefill_s_per_request=load.prefill_s,
-            decode_s_per_request=load.decode_s,
-        )
+        return state_message(self._desk)
 
     async def _serve(self, call: Call) -> None:
-        request = _to_request(call.start.start)
+        request = _to_request(call)
         async with AsyncExitStack() as permit:
             with self._telemetry.span(SPAN_ADMIT, call.traceparent, _attributes(request)) as span:
-                verdict = self._desk.decide(request)
-                span.set_attribute(ATTR_ADMISSION_VERDICT, _name_of(verdict))
-                span.set_attribute(ATTR_PREDICTED_TTFT_S, verdict.predicted_ttft_s)
-                admission = self._desk.admit(verdict, request, lambda at: _send_queued(call, at))
-                grant = await permit.enter_async_context(admission)
-            await call.send(_granted(grant, verdict))
+                with self._counters.asking(request) as asked:
+
+                    async def queued(position: int) -> None:
+                        asked.verdict = QUEUED
+                        await _send_queued(call, position)
+
+                    grant = await permit.enter_async_context(self._desk.admit(request, queued))
+                    asked.degradation = grant.degradation
+                span.set_attribute(ATTR_ADMISSION_VERDICT, asked.verdict)
+                span.set_attribute(ATTR_PREDICTED_TTFT_S, grant.predicted_ttft_s)
+            await call.send(_granted(grant))
             await self._follow(call, grant)
 
     async def _follow(self, call: Call, grant: Grant) -> None:
         """Keeps the permit until the router ends its request, which cancels this."""
-        while True:
-            command = await call.next_command()
-            if command.WhichOneof("command") == "prefill_done":
+        try:
+            while True:
+                self._note(await call.next_command(), grant)
+        finally:
+            # The report of a request that ended travels with its cancel.
+            for command in call.pending_commands():
+                self._note(command, grant)
+
+    def _note(self, command: admission_link_pb2.AdmissionCommand, grant: Grant) -> None:
+        match command.WhichOneof("command"):
+            case "prefill_done":
                 self._desk.prefill_done(grant)
+            case "finished":
+                grant.output_tokens = command.finished.output_tokens
 
 
 async def _send_queued(call: Call, position: int) -> None:
@@ -87,18 +98,18 @@ async def _send_queued(call: Call, position: int) -> None:
     await call.send(admission_link_pb2.AdmissionEvent(queued=queued))
 
 
-def _granted(grant: Grant, verdict: Verdict) -> admission_link_pb2.AdmissionEvent:
-    return admission_link_pb2.AdmissionEvent(
-        granted=admission_link_pb2.AdmissionGranted(
-            waited_s=grant.waited_s, predicted_ttft_s=verdict.predicted_ttft_s
-        )
+def _granted(grant: Grant) -> admission_link_pb2.AdmissionEvent:
+    given = grant.degradation
+    granted = admission_link_pb2.AdmissionGranted(
+        waited_s=grant.waited_s,
+        predicted_ttft_s=grant.predicted_ttft_s,
+        max_tokens=given.max_tokens,
+        degradations=given.names,
+        prefers_local_prefill=given.prefers_local_prefill,
     )
-
-
-def _name_of(verdict: Verdict) -> str:
-    if isinstance(verdict, Admit):
-        return "granted"
-    return "queued" if isinstance(verdict, Wait) else "rejected"
+    if given.priority is not None:
+        granted.scheduling_priority = types_pb2.Priority.ValueType(given.priority)
+    return admission_link_pb2.AdmissionEvent(granted=granted)
 
 
 def _attributes(request: PermitRequest) -> dict[str, str]:
@@ -109,7 +120,8 @@ def _attributes(request: PermitRequest) -> dict[str, str]:
     }
 
 
-def _to_request(start: admission_link_pb2.AdmissionStart) -> PermitRequest:
+def _to_request(call: Call) -> PermitRequest:
+    start = call.start.start
     return PermitRequest(
         request_id=start.request_id,
         tenant=start.tenant,
@@ -119,6 +131,7 @@ def _to_request(start: admission_link_pb2.AdmissionStart) -> PermitRequest:
         max_tokens=start.max_tokens,
         ttft_slo_s=start.ttft_slo_s if start.HasField("ttft_slo_s") else None,
         tpot_slo_s=start.tpot_slo_s if start.HasField("tpot_slo_s") else None,
+        deadline_s=call.deadline_s,
     )
 
 

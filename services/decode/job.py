@@ -30,6 +30,7 @@ class Job:
     candidates: tuple[Candidate, ...] = ()
     deadline_s: float | None = None
     traceparent: str = ""
+    prefers_local: bool = False
 
     def time_left_s(self) -> float | None:
         """Returns what is left of the deadline, or None without one."""

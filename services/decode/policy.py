@@ -29,6 +29,7 @@ class SplitReason(enum.StrEnum):
     NO_PREFILL_WORKER = "NO_PREFILL_WORKER"
     REMOTE_FASTER = "REMOTE_FASTER"
     LOCAL_FASTER = "LOCAL_FASTER"
+    DEGRADED_TO_LOCAL = "DEGRADED_TO_LOCAL"
 
 
 @dataclass(frozen=True, slots=True)

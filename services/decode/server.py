@@ -130,6 +130,7 @@ def _to_job(call: Call) -> Job:
         ),
         deadline_s=call.deadline_s,
         traceparent=call.traceparent,
+        prefers_local=start.prefers_local_prefill,
     )
 
 

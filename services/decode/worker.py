@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 from baton.engine.base import Engine, Prefilled, TokenEvent
@@ -93,6 +93,10 @@ class DecodeWorker:
             [candidate.queue_length for candidate in job.candidates],
             self._outlook(job),
         )
+        if job.prefers_local and self._engine.capabilities.prefills_locally:
+            decision = replace(
+                decision, remote=False, reason=SplitReason.DEGRADED_TO_LOCAL, candidates=()
+            )
         return _Start(job, arrived_s, matched_tokens, decision)
 
     def _outlook(self, job: Job) -> Outlook:

@@ -12,6 +12,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from baton.config import Config
+from baton.requests import Priority
 from baton.rpc.link import LinkPool
 from baton.rpc.links import ADMISSION_LINK, DECODE_LINK
 from baton.rpc.pace import Pace
@@ -79,7 +80,8 @@ async def running_router(
     pace = Pace()
     admission_links: LinkPool[Any, Any] = LinkPool(ADMISSION_LINK, pace=pace)
     decode_links: LinkPool[Any, Any] = LinkPool(DECODE_LINK, pace=pace)
-    permits = PermitClient(fleet, admission_links)
+    closed = [Priority[name.upper()] for name in config.qos.fail_closed]
+    permits = PermitClient(fleet, admission_links, closed)
     explanations = Explanations()
     qos = config.qos
     book = RequestBook(Targets(qos.ttft_slo_ms / 1000, qos.tpot_slo_ms / 1000))

@@ -133,6 +133,8 @@ class Dispatcher:
 
     def _goes_remote(self, generation: Generation, decision: Decision) -> bool:
         """Guesses what the decode worker will decide; only credits and predictions depend on it."""
+        if generation.prefers_local_prefill:
+            return False
         if decision.chosen is not None:
             return decision.chosen.prefill is not None
         uncached = generation.context_tokens - decision.decode.cached_tokens

@@ -35,6 +35,7 @@ class Generation:
     session_id: str = ""
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
+    prefers_local_prefill: bool = False
     tokens: list[int] = field(default_factory=list)
     failed: dict[str, BatonError] = field(default_factory=dict)
     lost_workers: int = 0
@@ -98,6 +99,7 @@ class Generation:
                 for view in decision.prefill_candidates
             ],
             resumed_tokens=len(self.tokens),
+            prefers_local_prefill=self.prefers_local_prefill,
         )
 
 

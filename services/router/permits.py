@@ -1,9 +1,11 @@
 """Asking admission for a permit, and going on without one when nobody is there to ask."""
 
 import asyncio
+import itertools
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from baton.errors import BatonError, CancelledByPeerError, UnavailableError
 from baton.requests import Priority
 from baton.rpc.link import LinkCall, LinkPool
 from baton.state.fleet import FleetView
+from baton.state.members import WorkerView
 from baton.state.records import WorkerRole
 from baton.v1 import admission_link_pb2, types_pb2
 
@@ -19,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 2.0
 """Admission answers at once, if only that the request waits; a silent one is taken for dead."""
+
+FAIL_OPEN = "fail_open"
+NO_ADMISSION = "NO_ADMISSION"
+NO_ADMISSION_RETRY_S = 1.0
 
 AdmissionCall = LinkCall[admission_link_pb2.AdmissionCommand, admission_link_pb2.AdmissionEvent]
 
@@ -45,6 +52,8 @@ class HeldPermit:
     call: AdmissionCall | None = None
     max_tokens: int | None = None
     degradations: tuple[str, ...] = ()
+    prefers_local_prefill: bool = False
+    scheduling_priority: Priority | None = None
 
     def prefill_done(self) -> None:
         """Tells admission that the prompt is computed."""
@@ -52,14 +61,37 @@ class HeldPermit:
             done = admission_link_pb2.AdmissionPrefillDone()
             self.call.send(admission_link_pb2.AdmissionCommand(prefill_done=done))
 
+    def finished(self, output_tokens: int) -> None:
+        """Tells admission how long an answer that ended by itself was."""
+        if self.call is not None:
+            finished = admission_link_pb2.AdmissionFinished(output_tokens=output_tokens)
+            self.call.send(admission_link_pb2.AdmissionCommand(finished=finished))
+
 
 class PermitClient:
-    """Holds permits for this router's requests. `failed_open` counts requests that ran without."""
+    """Holds permits for this router's requests.
 
-    def __init__(self, fleet: FleetView, links: "LinkPool[Any, Any]") -> None:
+    `failed_open` counts requests that ran without one, `failed_closed` those refused because no
+    admission service answered, which is what the classes in `closed` get then.
+    """
+
+    def __init__(
+        self,
+        fleet: FleetView,
+        links: "LinkPool[Any, Any]",
+        closed: Collection[Priority] = (),
+    ) -> None:
         self._fleet = fleet
         self._links = links
-        self.failed_open = 0
+        self._closed = frozenset(closed)
+        self._turn = itertools.count()
+        self.failed_open: Counter[Priority] = Counter()
+        self.failed_closed: Counter[Priority] = Counter()
+
+    @property
+    def services(self) -> int:
+        """Admission services that are known now."""
+        return len(self._fleet.workers(WorkerRole.ADMISSION))
 
     @asynccontextmanager
     async def permit(
@@ -68,7 +100,8 @@ class PermitClient:
         """Holds a permit for the length of the block; `deadline_s` is at the monotonic clock.
 
         Raises what admission raised when it rejects. Where no admission service answers, the
-        request goes on without a permit: an overload that may come is better than an outage.
+        request goes on without a permit, or, of a class that fails closed, raises UnavailableError
+        (NO_ADMISSION).
         """
         async with AsyncExitStack() as stack:
             yield await self._first_answer(stack, need, deadline_s, traceparent)
@@ -76,8 +109,7 @@ class PermitClient:
     async def _first_answer(
         self, stack: AsyncExitStack, need: PermitNeed, deadline_s: float | None, traceparent: str
     ) -> HeldPermit:
-        # All routers ask the first one by id, so that one ledger knows all permits.
-        for view in self._fleet.workers(WorkerRole.ADMISSION):
+        for view in self._in_turn():
             command = admission_link_pb2.AdmissionCommand(start=_start(need))
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             link = self._links.link(view.record.address)
@@ -92,8 +124,22 @@ class PermitClient:
                 if not _is_gone(error):
                     raise
                 logger.warning("admission gone worker=%s: %s", view.record.worker_id, error)
-        self.failed_open += 1
-        return HeldPermit("fail_open")
+        if need.priority in self._closed:
+            self.failed_closed[need.priority] += 1
+            raise UnavailableError(
+                f"no admission service answers and {need.priority.name.lower()} priority is "
+                "configured to fail closed; start one or retry",
+                reason=NO_ADMISSION,
+                retry_after_s=NO_ADMISSION_RETRY_S,
+            )
+        self.failed_open[need.priority] += 1
+        return HeldPermit(FAIL_OPEN)
+
+    def _in_turn(self) -> Sequence[WorkerView]:
+        """Returns the admission services, another one first each time: they share the limits."""
+        views = self._fleet.workers(WorkerRole.ADMISSION)
+        first = next(self._turn) % len(views) if views else 0
+        return [*views[first:], *views[:first]]
 
 
 async def _granted(call: AdmissionCall) -> HeldPermit:
@@ -115,6 +161,10 @@ async def _granted(call: AdmissionCall) -> HeldPermit:
         call=call,
         max_tokens=granted.max_tokens if granted.HasField("max_tokens") else None,
         degradations=tuple(granted.degradations),
+        prefers_local_prefill=granted.prefers_local_prefill,
+        scheduling_priority=Priority(granted.scheduling_priority)
+        if granted.HasField("scheduling_priority")
+        else None,
     )
 
 

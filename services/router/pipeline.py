@@ -156,6 +156,7 @@ class Pipeline:
         answer = record.answer
         assert answer is not None
         record.figures = answer.figures()
+        permit.finished(len(record.generation.tokens) if record.generation else 0)
         if span.is_recording():
             _account(record, span)
         complete = answer.complete(self._model.name, record.figures, permit.degradations)
@@ -166,6 +167,9 @@ def _degrade(generation: Generation, permit: HeldPermit) -> None:
     if permit.max_tokens is not None:
         limit = min(permit.max_tokens, generation.sampling.max_tokens)
         generation.sampling = replace(generation.sampling, max_tokens=limit)
+    if permit.scheduling_priority is not None:
+        generation.priority = permit.scheduling_priority
+    generation.prefers_local_prefill = permit.prefers_local_prefill
 
 
 def _describe(incoming: Incoming, record: RequestRecord, span: Span) -> None:

@@ -1,101 +1,35 @@
-"""The ledger's accounts: nothing lost, nothing doubled, order kept, averages sound."""
+"""What permits amount to: averages, backlog and the learned distributions are sound."""
+
+import random
 
 import pytest
-from hypothesis import settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from baton.latency import OUTPUT_TOKENS, TRUSTED_SAMPLES, CostModel
 from baton.requests import Priority
-from services.admission.averages import MovingAverage, SharedTime
-from services.admission.ledger import Permit, PermitLedger, Waiter
-from services.admission.policy import DECODE_SLOTS, predict_ttft_s
+from services.admission.averages import MovingAverage, Ratio, SharedTime, TokenClock, WorkRate
+from services.admission.ledger import Permit, PermitLedger, Pools
+from services.admission.lengths import Lengths, OutputLengths
+from services.admission.policies.queue_estimate import predict_ttft_s
+from services.admission.policy import DecodePool, PermitRequest, Streams
+
+COSTS = CostModel(
+    prefill=(0.0, 0.001, 0.0),
+    step=(0.01, 0.0, 0.0),
+    prefill_samples=TRUSTED_SAMPLES,
+    step_samples=TRUSTED_SAMPLES,
+)
 
 
-class LedgerMachine(RuleBasedStateMachine):
-    """Requests come, wait, run and end in any order; the pools change size at any time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.ledger = PermitLedger()
-        self.now_s = 0.0
-        self.permits: list[Permit] = []
-        self.waiters: list[Waiter] = []
-
-    @rule(seconds=st.floats(0, 10))
-    def pass_time(self, seconds: float) -> None:
-        self.now_s += seconds
-
-    @rule(prefill=st.integers(0, 2), decode=st.integers(0, 2))
-    def resize(self, prefill: int, decode: int) -> None:
-        self.ledger.set_workers(self.now_s, prefill, decode)
-
-    @rule(priority=st.sampled_from(Priority))
-    def arrive(self, priority: Priority) -> None:
-        if self.ledger.load(priority).has_room:
-            self.permits.append(self.ledger.grant(self.now_s))
-        else:
-            self.waiters.append(self.ledger.enqueue(priority))
-
-    @rule()
-    def call_next(self) -> None:
-        waiter = self.ledger.next_up()
-        if waiter is None:
-            return
-        first = min(self.waiters, key=lambda it: (-it.priority, it.rank[1]))
-        assert waiter is first
-        self.ledger.leave(waiter)
-        self.waiters.remove(waiter)
-        self.permits.append(self.ledger.grant(self.now_s))
-
-    @precondition(lambda self: self.waiters)
-    @rule(data=st.data())
-    def give_up(self, data: st.DataObject) -> None:
-        waiter = data.draw(st.sampled_from(self.waiters))
-        self.ledger.leave(waiter)
-        self.waiters.remove(waiter)
-
-    @precondition(lambda self: self.permits)
-    @rule(data=st.data())
-    def finish_prefill(self, data: st.DataObject) -> None:
-        self.ledger.prefill_done(data.draw(st.sampled_from(self.permits)), self.now_s)
-
-    @precondition(lambda self: self.permits)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        permit = data.draw(st.sampled_from(self.permits))
-        self.ledger.release(permit, self.now_s)
-        self.permits.remove(permit)
-
-    @invariant()
-    def accounts_balance(self) -> None:
-        load = self.ledger.load()
-        assert load.prefill_permits + load.decode_permits == len(self.permits)
-        assert load.waiting_ahead == self.ledger.waiting == len(self.waiters)
-        assert load.prefill_s >= 0
-        assert load.decode_s >= 0
-        for waiter in self.waiters:
-            ahead = [it for it in self.waiters if it.rank < waiter.rank]
-            assert self.ledger.position(waiter) == len(ahead)
-
-    def teardown(self) -> None:
-        for waiter in self.waiters:
-            self.ledger.leave(waiter)
-        for permit in self.permits:
-            self.ledger.release(permit, self.now_s)
-        assert not self.ledger.permits
-        assert not self.ledger.waiting
-
-
-LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestLedger = LedgerMachine.TestCase
-
-
-def test_waiters_ahead_are_those_of_the_same_or_a_higher_priority() -> None:
+def ledger_with(prefill: int = 1, decode: int = 1, costs: CostModel = COSTS) -> PermitLedger:
     ledger = PermitLedger()
-    for priority in (Priority.LOW, Priority.HIGH, Priority.NORMAL, Priority.NORMAL):
-        ledger.enqueue(priority)
-    ahead = {priority: ledger.load(priority).waiting_ahead for priority in Priority}
-    assert ahead == {Priority.LOW: 4, Priority.NORMAL: 3, Priority.HIGH: 1}
+    ledger.set_pools(0.0, Pools(prefill, DecodePool(decode, costs), costs))
+    return ledger
+
+
+def prompt(tokens: int, priority: Priority = Priority.NORMAL) -> PermitRequest:
+    return PermitRequest("r", priority=priority, prompt_tokens=tokens, uncached_tokens=tokens)
 
 
 def test_prompts_that_share_a_worker_share_its_time() -> None:
@@ -108,20 +42,21 @@ def test_prompts_that_share_a_worker_share_its_time() -> None:
 
 def test_average_prefill_time_does_not_count_the_queue() -> None:
     """Bursts of 16 prompts of 50 ms each on one worker cost 50 ms each, waiting not included."""
-    ledger = PermitLedger()
-    ledger.set_workers(0.0, prefill_workers=1, decode_workers=1)
+    ledger = ledger_with()
     now_s = 0.0
     for _ in range(6):
-        permits = [ledger.grant(now_s) for _ in range(16)]
+        permits = [ledger.grant(prompt(50), now_s) for _ in range(16)]
         for permit in permits:
             now_s += 0.05
             ledger.prefill_done(permit, now_s)
         for permit in permits:
             ledger.release(permit, now_s)
-    assert ledger.load().prefill_s == pytest.approx(0.05, rel=0.7)
-    burst = [ledger.grant(now_s) for _ in range(15)]
-    assert predict_ttft_s(ledger.load(Priority.NORMAL)) < 15 * 0.05 * 1.7 < 2.0
-    assert len(burst) == 15
+    assert ledger.load(now_s).prefill_s == pytest.approx(0.05, rel=0.7)
+    for _ in range(15):
+        ledger.grant(prompt(50), now_s)
+    load = ledger.load(now_s)
+    assert predict_ttft_s(load) < 15 * 0.05 * 1.7 < 2.0
+    assert load.backlog_s == pytest.approx(15 * 0.05, rel=0.3)
 
 
 def test_cold_start_and_outliers_do_not_spoil_the_average() -> None:
@@ -144,10 +79,110 @@ def test_average_follows_a_real_change() -> None:
     assert average.value == pytest.approx(2.0, rel=0.1)
 
 
-def test_capacity_is_the_slots_of_all_decode_workers() -> None:
-    ledger = PermitLedger()
-    ledger.set_workers(0.0, 1, 2)
-    for _ in range(2 * DECODE_SLOTS):
-        assert ledger.load(Priority.LOW).has_room
-        ledger.grant(0.0)
-    assert not ledger.load(Priority.HIGH).has_room
+def test_long_samples_decide_by_how_much_predictions_are_off() -> None:
+    ratio = Ratio()
+    assert ratio.value == 1.0
+    for _ in range(50):
+        ratio.add(0.02, 0.002)
+        ratio.add(3.0, 2.0)
+    assert ratio.value == pytest.approx(1.51, abs=0.05)
+
+
+def test_backlog_shrinks_as_the_workers_compute() -> None:
+    ledger = ledger_with()
+    first, _second = ledger.grant(prompt(1000), 0.0), ledger.grant(prompt(3000), 0.0)
+    assert ledger.load(0.0).backlog_s == pytest.approx(4.0)
+    assert ledger.load(0.5).backlog_s == pytest.approx(3.5)
+    ledger.prefill_done(first, 1.0)
+    assert ledger.load(1.0).backlog_s == pytest.approx(3.0)
+    assert ledger.load(99.0).backlog_s == pytest.approx(0.0)
+
+
+def test_accepted_work_is_forecast_exactly_once() -> None:
+    """Waiting, computed, running: at each stage a request counts as one stream to come."""
+    ledger = ledger_with()
+    for _ in range(40):
+        ledger.lengths.add(Priority.NORMAL, 1000)
+    permit = ledger.grant(prompt(100), 0.0)
+    assert ledger.load(0.0).forecast.at(0.1).sequences == pytest.approx(1.0)
+    ledger.prefill_done(permit, 0.1)
+    load = ledger.load(0.1)
+    assert load.streams == (1, pytest.approx(100, abs=4))
+    assert load.forecast.at(0.1).sequences == pytest.approx(1.0)
+    ledger.release(permit, 0.2)
+    assert ledger.load(0.2).forecast.at(0.1).sequences == 0
+
+
+def test_streams_that_will_have_ended_are_not_forecast() -> None:
+    ledger = ledger_with()
+    for tokens in [100] * 32 + [1000] * 32:
+        ledger.lengths.add(Priority.NORMAL, tokens)
+    for _ in range(10):
+        ledger.prefill_done(ledger.grant(prompt(10), 0.0), 0.0)
+    assert ledger.load(0.0).forecast.at(0.5).sequences == pytest.approx(10.0)
+    assert ledger.load(0.0).forecast.at(2.0).sequences == pytest.approx(5.0)
+    # Those that got 200 tokens already are all of the long kind.
+    assert ledger.load(2.0).forecast.at(2.0).sequences == pytest.approx(10.0)
+
+
+def test_a_tokens_real_time_corrects_the_costs() -> None:
+    ledger = ledger_with()
+    for start_s in range(40):
+        permit = ledger.grant(prompt(10), start_s)
+        ledger.prefill_done(permit, start_s)
+        ledger.release(permit, start_s + 1.0, output_tokens=51)
+    assert ledger.decode_pool.tpot_s(Streams(1, 0)) == pytest.approx(0.02, rel=0.05)
+
+
+def test_ages_are_counted_in_tokens_whatever_the_pace() -> None:
+    clock = TokenClock()
+    clock.pace(0.0, 0.1)
+    clock.pace(1.0, 0.5)
+    assert clock.read(2.0) == pytest.approx(10 + 2)
+
+
+def test_work_rate_forgets() -> None:
+    rate = WorkRate(memory_s=10.0)
+    for second in range(100):
+        rate.add(float(second), 0.5)
+    assert rate.read(99.0) == pytest.approx(0.5, rel=0.1)
+    assert rate.read(150.0) < 0.01
+
+
+@given(st.lists(st.integers(1, 500), min_size=32, max_size=200), st.floats(0, 600))
+def test_survival_is_that_of_the_samples(samples: list[int], age: float) -> None:
+    lengths = Lengths()
+    for tokens in samples:
+        lengths.add(tokens)
+    lengths.refresh()
+    longer = sum(tokens > age for tokens in samples) / len(samples)
+    assert lengths.survival(age) == pytest.approx(longer)
+    if age > 0:
+        mean = sum(min(tokens, age) for tokens in samples) / len(samples) / age
+        assert lengths.mean_survival(age) == pytest.approx(mean)
+
+
+def test_unknown_classes_borrow_from_all_and_all_from_the_usual() -> None:
+    lengths = OutputLengths()
+    assert lengths.of(Priority.LOW).mean == OUTPUT_TOKENS
+    rng = random.Random(1)
+    for _ in range(40):
+        lengths.add(Priority.NORMAL, rng.randint(10, 30))
+    assert lengths.of(Priority.LOW).mean == pytest.approx(20, rel=0.2)
+    for _ in range(40):
+        lengths.add(Priority.LOW, 500)
+    assert lengths.of(Priority.LOW).mean == 500
+    assert lengths.of(Priority.NORMAL).quantile(0.9) <= 30
+
+
+def test_permits_are_counted_where_they_stand() -> None:
+    ledger = ledger_with(decode=2)
+    permits: list[Permit] = [ledger.grant(prompt(10), 0.0) for _ in range(3)]
+    ledger.prefill_done(permits[0], 0.1)
+    ledger.prefill_done(permits[0], 0.2)
+    load = ledger.load(0.2)
+    assert (load.prefill_permits, load.decode_permits, ledger.permits) == (2, 1, 3)
+    for permit in permits:
+        ledger.release(permit, 0.3)
+    assert ledger.permits == 0
+    assert ledger.load(0.3).backlog_s == 0

@@ -49,37 +49,62 @@ async def kind_of_next(call: Call) -> str:
     return str(event.WhichOneof("event"))
 
 
-async def granted(link: AdmissionLink, count: int) -> list[Call]:
-    calls = [ask(link) for _ in range(count)]
-    assert [await kind_of_next(call) for call in calls] == ["granted"] * count
+DONE = frames.AdmissionCommand(prefill_done=frames.AdmissionPrefillDone()).SerializeToString()
+
+
+def tell_prefilled(call: Call) -> None:
+    call.send(frames.AdmissionCommand.FromString(DONE))
+
+
+async def granted(link: AdmissionLink, app: AdmissionApp, count: int) -> list[Call]:
+    """Holds permits of requests that generate: prompts that compute would keep others waiting."""
+    calls = []
+    for _ in range(count):
+        call = ask(link)
+        assert await kind_of_next(call) == "granted"
+        tell_prefilled(call)
+        calls.append(call)
+    await eventually(lambda: app.desk.load.decode_permits == count)
     return calls
 
 
 async def test_cancelled_and_broken_links_release_all_permits(redis_url: str) -> None:
     async with admission(redis_url) as (_, app, link):
-        calls = await granted(link, 50)
-        assert (await admission_state(app.address)).prefill_permits == 50
+        calls = await granted(link, app, 50)
+        assert (await admission_state(app.address)).decode_permits == 50
         for call in calls[:25]:
             await call.cancel()
-        assert (await admission_state(app.address)).prefill_permits == 25
+        assert (await admission_state(app.address)).decode_permits == 25
         await link.close()
         await eventually(lambda: app.desk.is_empty)
 
 
 async def test_prefill_done_moves_the_permit_to_decode(redis_url: str) -> None:
     async with admission(redis_url) as (_, app, link):
-        (call,) = await granted(link, 1)
-        call.send(frames.AdmissionCommand(prefill_done=frames.AdmissionPrefillDone()))
-        await eventually(lambda: app.desk.load.decode_permits == 1)
+        call = ask(link)
+        assert await kind_of_next(call) == "granted"
         state = await admission_state(app.address)
-        assert (state.prefill_permits, state.decode_permits) == (0, 1)
+        assert (state.prefill_permits, state.decode_permits) == (1, 0)
+        tell_prefilled(call)
+        await eventually(lambda: app.desk.load.decode_permits == 1)
+        assert app.desk.load.prefill_permits == 0
         await call.cancel()
         assert app.desk.is_empty
 
 
+async def test_length_of_an_answer_arrives_though_the_permit_ends_with_it(redis_url: str) -> None:
+    async with admission(redis_url) as (_, app, link):
+        for _ in range(40):
+            (call,) = await granted(link, app, 1)
+            finished = frames.AdmissionFinished(output_tokens=7)
+            call.send(frames.AdmissionCommand(finished=finished))
+            await call.cancel()
+        assert app.desk.door.ledger.lengths.of(Priority.NORMAL).mean == 7
+
+
 async def test_who_waits_is_told_and_served_by_priority_then_arrival(redis_url: str) -> None:
-    async with admission(redis_url) as (_, _app, link):
-        running = await granted(link, DECODE_SLOTS)
+    async with admission(redis_url) as (_, app, link):
+        running = await granted(link, app, DECODE_SLOTS)
         order: list[str] = []
 
         async def wait(name: str, call: Call) -> None:
@@ -104,62 +129,60 @@ async def test_who_waits_is_told_and_served_by_priority_then_arrival(redis_url: 
 
 async def test_cancel_and_deadline_leave_the_queue_at_once(redis_url: str) -> None:
     async with admission(redis_url) as (_, app, link):
-        await granted(link, DECODE_SLOTS)
+        await granted(link, app, DECODE_SLOTS)
         cancelled, late = ask(link), ask(link, timeout_s=0.05)
         assert [await kind_of_next(call) for call in (cancelled, late)] == ["queued"] * 2
         await cancelled.cancel()
         with pytest.raises(DeadlineError):
             await anext(late)
         await eventually(lambda: app.desk.load.waiting_ahead == 0)
-        assert app.desk.load.prefill_permits == DECODE_SLOTS
+        assert app.desk.load.decode_permits == DECODE_SLOTS
 
 
-async def test_full_queue_rejects_with_reason_and_retry_time(redis_url: str) -> None:
-    config = Config(qos=Qos(max_queue_length=1))
-    async with admission(redis_url, config) as (_, app, link):
-        await granted(link, DECODE_SLOTS)
-        waiting = ask(link)
-        assert await kind_of_next(waiting) == "queued"
+async def test_full_queue_of_a_class_rejects_with_reason_and_retry_time(redis_url: str) -> None:
+    async with admission(redis_url) as (_, app, link):
+        await granted(link, app, DECODE_SLOTS)
+        waiting = [ask(link) for _ in range(DECODE_SLOTS)]
+        assert [await kind_of_next(call) for call in waiting] == ["queued"] * DECODE_SLOTS
         with pytest.raises(OverloadedError) as caught:
             await anext(ask(link))
         assert caught.value.reason == "QUEUE_FULL"
         assert caught.value.retry_after_s is not None
-
-        urgent = ask(link, Priority.HIGH)
-        assert await kind_of_next(urgent) == "queued"
-        with pytest.raises(OverloadedError) as displaced:
-            await anext(waiting)
-        assert displaced.value.reason == "QUEUE_FULL"
-        assert app.desk.load.waiting_ahead == 1
-
-
-async def test_unattainable_target_rejects_with_reason_and_retry_time(redis_url: str) -> None:
-    config = Config(qos=Qos(low_priority_threshold_ms=1e-6))
-    async with admission(redis_url, config) as (_, app, link):
-        done = frames.AdmissionCommand(prefill_done=frames.AdmissionPrefillDone())
-        for _ in range(12):
-            (call,) = await granted(link, 1)
-            call.send(frames.AdmissionCommand.FromString(done.SerializeToString()))
-            await eventually(lambda: app.desk.load.decode_permits == 1)
-            await call.cancel()
-        assert app.desk.load.prefill_s > 0
-        await granted(link, 3)
-        with pytest.raises(OverloadedError) as caught:
-            await anext(ask(link, Priority.LOW))
-        assert caught.value.reason == "TTFT_UNATTAINABLE"
-        assert caught.value.retry_after_s is not None
         assert "retry in" in caught.value.message
+        assert await kind_of_next(ask(link, Priority.HIGH)) == "queued"
+
+
+async def test_tenant_over_its_limit_is_told_so(redis_url: str) -> None:
+    config = Config(qos=Qos.model_validate({"tenants": {"default": {"concurrent": 2}}}))
+    async with admission(redis_url, config) as (_, app, link):
+        calls = await granted(link, app, 2)
+        with pytest.raises(OverloadedError) as caught:
+            await anext(ask(link))
+        assert caught.value.reason == "TENANT_LIMIT"
+        assert caught.value.retry_after_s is not None
+        await calls[0].cancel()
+        assert await kind_of_next(ask(link)) == "granted"
+
+
+async def test_who_waited_past_its_target_is_turned_away(redis_url: str) -> None:
+    config = Config(qos=Qos(ttft_slo_ms=200))
+    async with admission(redis_url, config) as (_, app, link):
+        await granted(link, app, DECODE_SLOTS)
+        waiting, urgent = ask(link), ask(link, Priority.HIGH)
+        assert [await kind_of_next(call) for call in (waiting, urgent)] == ["queued"] * 2
+        with pytest.raises(OverloadedError) as caught:
+            await anext(waiting)
+        assert caught.value.reason == "TTFT_UNATTAINABLE"
+        assert app.desk.load.waiting_ahead == 1
 
 
 async def test_sixteen_requests_at_once_on_one_worker_are_all_admitted(redis_url: str) -> None:
     async with admission(redis_url) as (_, app, link):
-        done = frames.AdmissionCommand(
-            prefill_done=frames.AdmissionPrefillDone()
-        ).SerializeToString()
         for _ in range(3):
-            calls = await granted(link, 16)
+            calls = [ask(link) for _ in range(16)]
+            assert [await kind_of_next(call) for call in calls] == ["granted"] * 16
             for number, call in enumerate(calls):
-                call.send(frames.AdmissionCommand.FromString(done))
+                tell_prefilled(call)
                 await eventually(lambda n=number: app.desk.load.decode_permits == n + 1)  # type: ignore[misc]
             await asyncio.gather(*(call.cancel() for call in calls))
         assert app.desk.is_empty
@@ -173,12 +196,12 @@ async def test_without_a_decode_worker_nobody_enters(redis_url: str) -> None:
         assert caught.value.retry_after_s is not None
         await plane.decode("decode-late")
         await eventually(lambda: app.desk.load.decode_workers == 1)
-        await granted(link, 1)
+        assert await kind_of_next(ask(link)) == "granted"
 
 
 async def test_worker_that_joins_serves_those_who_wait(redis_url: str) -> None:
-    async with admission(redis_url) as (plane, _, link):
-        await granted(link, DECODE_SLOTS)
+    async with admission(redis_url) as (plane, app, link):
+        await granted(link, app, DECODE_SLOTS)
         waiting = ask(link)
         assert await kind_of_next(waiting) == "queued"
         await plane.decode("decode-late")
