@@ -8,6 +8,7 @@ A key has 256 random bits, so that one round of SHA-256 is as good as a slow has
 
 import hashlib
 import hmac
+import logging
 import os
 import re
 import secrets
@@ -17,6 +18,11 @@ from pathlib import Path
 import yaml
 
 from baton.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+ENV_API_KEY = "BATON_API_KEY"
+"""The key that clients of the router send."""
 
 KEY_PREFIX = "baton-"
 OPERATOR = "operator"
@@ -41,6 +47,38 @@ class ApiKeys:
             if hmac.compare_digest(known, digest):
                 found = tenant
         return found
+
+
+class KeyFile:
+    """A key file that is read again when it changed, so that keys come and go without a restart.
+
+    A file that became unreadable or wrong leaves the keys as they were.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._stamp = _stamp(path)
+        self._keys = load_keys(path)
+
+    def current(self) -> ApiKeys:
+        """Returns the keys in force."""
+        stamp = _stamp(self._path)
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._keys = load_keys(self._path)
+            except ConfigError as error:
+                logger.warning("key file kept as it was: %s", error)
+        return self._keys
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Returns what changes with the file; zeros while there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 def digest_of(key: str) -> str:

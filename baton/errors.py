@@ -3,6 +3,8 @@
     BatonError
       InvalidRequestError     the caller's input is wrong; says which field and what to do
       UnknownModelError       no such model
+      UnauthenticatedError    the caller shows no key that is known
+      ForbiddenError          the caller's key does not allow it
       OverloadedError         shed or over a limit; says when to come back
       UnavailableError        nobody can serve this now (no worker, a peer died)
       DeadlineError           the request's time is up
@@ -54,6 +56,18 @@ class UnknownModelError(BatonError):
     """The fleet does not serve the model asked for."""
 
     default_reason = "UNKNOWN_MODEL"
+
+
+class UnauthenticatedError(BatonError):
+    """The caller shows no key that is known."""
+
+    default_reason = "UNAUTHENTICATED"
+
+
+class ForbiddenError(BatonError):
+    """The caller is known and may not do this."""
+
+    default_reason = "FORBIDDEN"
 
 
 class OverloadedError(BatonError):

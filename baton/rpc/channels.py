@@ -1,9 +1,11 @@
 """Channel and server options, and the tracing-free way to reach a peer."""
 
+import os
 from collections.abc import Sequence
 
 import grpc
 
+from baton.api_keys import ENV_API_KEY
 from baton.rpc.identity import TARGET_NAME, Identity
 
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
@@ -40,10 +42,15 @@ CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (
 def open_channel(address: str) -> grpc.aio.Channel:
     """Returns a channel to host:port inside the mesh; connects on first use.
 
-    It is TLS where this process has an identity. Raises StartupError when that is incomplete.
+    It is TLS where this process has an identity, and then carries its API key, if it has one, with
+    every call: never in clear text. Raises StartupError when the identity is incomplete.
     """
     identity = Identity.of()
     if identity is None:
         return grpc.aio.insecure_channel(address, options=list(CHANNEL_OPTIONS))
     options = [*CHANNEL_OPTIONS, TARGET_NAME]
-    return grpc.aio.secure_channel(address, identity.channel_credentials(), options=options)
+    credentials = identity.channel_credentials()
+    if key := os.environ.get(ENV_API_KEY):
+        bearer = grpc.access_token_call_credentials(key)
+        credentials = grpc.composite_channel_credentials(credentials, bearer)
+    return grpc.aio.secure_channel(address, credentials, options=options)

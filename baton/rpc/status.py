@@ -19,6 +19,8 @@ DOMAIN = "baton.v1"
 _CODES: dict[type[errors.BatonError], int] = {
     errors.InvalidRequestError: code_pb2.INVALID_ARGUMENT,
     errors.UnknownModelError: code_pb2.NOT_FOUND,
+    errors.UnauthenticatedError: code_pb2.UNAUTHENTICATED,
+    errors.ForbiddenError: code_pb2.PERMISSION_DENIED,
     errors.OverloadedError: code_pb2.RESOURCE_EXHAUSTED,
     errors.UnavailableError: code_pb2.UNAVAILABLE,
     errors.DeadlineError: code_pb2.DEADLINE_EXCEEDED,

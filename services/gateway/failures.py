@@ -10,6 +10,8 @@ from baton import errors
 _STATUSES: dict[type[errors.BatonError], tuple[int, str]] = {
     errors.InvalidRequestError: (400, "invalid_request_error"),
     errors.UnknownModelError: (404, "invalid_request_error"),
+    errors.UnauthenticatedError: (401, "authentication_error"),
+    errors.ForbiddenError: (403, "authentication_error"),
     errors.OverloadedError: (429, "rate_limit_error"),
     errors.UnavailableError: (503, "service_unavailable"),
     errors.DeadlineError: (504, "timeout"),

@@ -28,6 +28,7 @@ from baton.state.shared_credits import CreditExchange
 from baton.telemetry.names import STATE_AGE
 from baton.telemetry.providers import Telemetry
 from baton.v1 import router_pb2_grpc
+from services.router.access import Access
 from services.router.candidates import Candidates
 from services.router.choice import make_policy
 from services.router.credits import FleetCredits, InFlightCredits, Suspects
@@ -67,10 +68,16 @@ class RouterApp:
 
 @asynccontextmanager
 async def running_router(
-    config: Config, listening: Listening, model: ServedModel, redis: Redis, telemetry: Telemetry
+    config: Config,
+    listening: Listening,
+    model: ServedModel,
+    redis: Redis,
+    telemetry: Telemetry,
+    access: Access | None = None,
 ) -> AsyncIterator[RouterApp]:
     """Runs a router; leaving takes it out of the registry, drains it and stops it.
 
+    Without `access` everybody may call.
     Raises StartupError when the port is taken or the registry cannot be read.
     """
     fleet, index = FleetView(redis), PrefixIndex()
@@ -104,7 +111,9 @@ async def running_router(
     pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
     telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
     server = ServiceServer(listening.host, listening.port, [SERVICE], admits_strangers=True)
-    servicer = RouterServer(pipeline, fleet, candidates, model, metrics, explanations, pace, book)
+    servicer = RouterServer(
+        pipeline, fleet, candidates, model, metrics, explanations, pace, book, access or Access()
+    )
     router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server.grpc)
     async with AsyncExitStack() as stack:
         for links in (admission_links, decode_links):

@@ -1,9 +1,13 @@
 """The router's process: `python -m services.router.main`."""
 
 import logging
+from functools import partial
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
+from baton.api_keys import KeyFile
 from baton.ports import ROUTER_PORT
 from baton.process import (
     Advertise,
@@ -16,7 +20,9 @@ from baton.process import (
     run_process,
     stop_when_lost,
 )
+from baton.rpc.identity import ENV_TLS_DIR, Identity
 from baton.state.background import running
+from services.router.access import Access
 from services.router.app import running_router
 from services.router.model import load_served_model
 
@@ -29,16 +35,23 @@ def serve(
     port: Port = None,
     name: Name = "",
     advertise: Advertise = "",
+    keys: Annotated[
+        Path | None,
+        typer.Option("--keys", metavar="FILE", help="Key file of `baton key`; none admits all."),
+    ] = None,
 ) -> None:
     """Accept requests, place them on workers and stream the answers until told to stop."""
     options = ProcessOptions(config, host, port, name, advertise)
-    run_process("router", options, _serve, ROUTER_PORT)
+    run_process("router", options, partial(_serve, keys), ROUTER_PORT)
 
 
-async def _serve(around: Surroundings) -> None:
+async def _serve(keys: Path | None, around: Surroundings) -> None:
+    access = Access(KeyFile(keys) if keys is not None else None)
+    if keys is not None and Identity.of() is None:
+        logger.warning("API keys travel in clear text: set %s", ENV_TLS_DIR)
     model = load_served_model(around.config.model)
     async with running_router(
-        around.config, around.listening, model, around.redis, around.telemetry
+        around.config, around.listening, model, around.redis, around.telemetry, access
     ) as app:
         logger.info("router listening address=%s model=%s", app.address, model.name)
         async with running(stop_when_lost(app.registration, around.stop)):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from baton.rpc.worker_info import age_message, worker_info
 from baton.state.fleet import FleetView
 from baton.state.records import WorkerRole
 from baton.v1 import router_pb2, router_pb2_grpc
+from services.router.access import Access, Caller
 from services.router.candidates import Candidates
 from services.router.explain_messages import decision_message, explanation_message
 from services.router.explanations import Explanations
@@ -43,6 +45,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         explanations: Explanations,
         pace: Pace,
         book: RequestBook,
+        access: Access,
     ) -> None:
         self._pipeline = pipeline
         self._fleet = fleet
@@ -52,6 +55,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         self._explanations = explanations
         self._pace = pace
         self._book = book
+        self._access = access
 
     # The read-write form of grpc.aio, in which a slow client makes `write` wait.
     async def Generate(  # type: ignore[override]
@@ -61,6 +65,9 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
     ) -> None:
         """Streams the answer to one prompt."""
         async with statuses(context):
+            caller = self._access.caller(context)
+            if caller is not None:
+                caller.stamp(request)
             left_s = context.time_remaining()
             deadline_s = None if left_s is None else time.monotonic() + left_s
             outlet = StreamOutlet(context)
@@ -72,9 +79,13 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
         """Serves many requests of one client until it hangs up; they end with the link."""
-        await serve_link(ROUTER_LINK, self._serve, context, self._pace)
+        async with statuses(context):
+            caller = self._access.caller(context)
+        await serve_link(ROUTER_LINK, partial(self._serve, caller), context, self._pace)
 
-    async def _serve(self, call: RouterCall) -> None:
+    async def _serve(self, caller: Caller | None, call: RouterCall) -> None:
+        if caller is not None:
+            caller.stamp(call.start.start)
         await self._pipeline.run(
             call.start.start, call.deadline_s, call.traceparent, LinkOutlet(call)
         )
@@ -85,6 +96,8 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> router_pb2.ListModelsResponse:
         """Lists the model while a worker serves it."""
+        async with statuses(context):
+            self._access.caller(context)
         if not self._candidates.has_decode:
             return router_pb2.ListModelsResponse()
         model = router_pb2.Model(
@@ -100,6 +113,8 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> router_pb2.GetFleetResponse:
         """Shows the workers as this router sees them."""
+        async with statuses(context):
+            self._access.check_operator(context)
         views = [
             *self._fleet.workers(WorkerRole.PREFILL),
             *self._fleet.workers(WorkerRole.DECODE),
@@ -121,6 +136,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.RouteResponse:
         """Advises where a request should go; holds no permit and reserves nothing."""
         async with statuses(context):
+            self._access.check_operator(context)
             placed = await self._pipeline.route(request.request)
         return router_pb2.RouteResponse(decision=decision_message(placed))
 
@@ -131,6 +147,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
     ) -> router_pb2.ExplainResponse:
         """Explains the placement of a recent request."""
         async with statuses(context):
+            self._access.check_operator(context)
             explanation = self._explanations.get(request.request_id)
             if explanation is None:
                 raise InvalidRequestError(
@@ -147,6 +164,8 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> router_pb2.ListRequestsResponse:
         """Lists running and recent requests."""
+        async with statuses(context):
+            self._access.check_operator(context)
         targets = self._book.targets
         return router_pb2.ListRequestsResponse(
             requests=self._book.newest(request.limit or DEFAULT_LISTED),

@@ -23,6 +23,7 @@ from baton.telemetry.providers import Telemetry, start_telemetry
 from baton.v1 import decode_link_pb2 as frames
 from baton.v1 import decode_pb2, decode_pb2_grpc, types_pb2
 from services.admission.app import AdmissionApp, running_admission
+from services.router.access import Access
 from services.router.app import RouterApp, running_router
 from services.router.model import ServedModel, load_served_model
 from tests.support.mesh import Client
@@ -195,9 +196,16 @@ class ControlPlane:
         )
         return await self.stack.enter_async_context(app)
 
-    async def router(self, config: Config | None = None, name: str = "router-0") -> RouterApp:
+    async def router(
+        self,
+        config: Config | None = None,
+        name: str = "router-0",
+        access: Access | None = None,
+    ) -> RouterApp:
         listening = Listening("127.0.0.1", 0, name)
-        app = running_router(config or Config(), listening, self.model, self.redis, self.telemetry)
+        app = running_router(
+            config or Config(), listening, self.model, self.redis, self.telemetry, access
+        )
         return await self.stack.enter_async_context(app)
 
     async def client(self, router: RouterApp) -> Client:
