@@ -66,7 +66,9 @@ __all__ = [
 ENV_PREFIX = "BATON_"
 ENV_CONFIG_FILE = "BATON_CONFIG"
 ENV_REDIS_URL = "REDIS_URL"
-_NOT_KNOBS = frozenset({ENV_CONFIG_FILE, "BATON_API_KEY", "BATON_TLS_DIR"})
+ENV_TRACES = "BATON_TRACES"
+"""Names the folder of public traces, which the simulator reads."""
+_NOT_KNOBS = frozenset({ENV_CONFIG_FILE, ENV_TRACES, "BATON_API_KEY", "BATON_TLS_DIR"})
 _REDIS_KNOB = "mesh.redis_url"
 _NESTED: Mapping[Any, str] = {dict: "mapping", list: "list"}
 """Knobs that are not one word; the environment gives them as JSON or YAML in one line."""

@@ -3,7 +3,9 @@
 import os
 from pathlib import Path
 
-VARIABLE = "BATON_TRACES"
+from baton.config import ENV_TRACES
+
+VARIABLE = ENV_TRACES
 _BESIDE = Path(__file__).resolve().parents[2] / "shared" / "traces"
 
 

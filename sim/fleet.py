@@ -52,12 +52,15 @@ class FleetSpec:
         return self.prefill * self.of(Role.PREFILL).gpus + others * self.hardware.gpus
 
     @property
-    def all_pools_tokens(self) -> int:
-        """Tokens that all KV pools hold together."""
-        others = self.decode + self.aggregated
-        return self.prefill * self.pool_tokens(Role.PREFILL) + others * self.pool_tokens(
-            Role.DECODE
-        )
+    def prompt_pools_tokens(self) -> int:
+        """Tokens that the KV pools hold of the workers that are there to compute prompts.
+
+        Those are the prefill workers, and the aggregated ones. A decode worker's pool keeps what
+        was computed elsewhere, so that counting it would count the same prompts twice.
+        """
+        prefill = self.prefill * self.pool_tokens(Role.PREFILL)
+        others = self.aggregated if self.prefill else self.aggregated + self.decode
+        return prefill + others * self.pool_tokens(Role.DECODE)
 
     @property
     def smallest_pool(self) -> int:
@@ -73,15 +76,16 @@ class FleetSpec:
         return self.kv_tokens or self.of(role).kv_tokens
 
     def known_costs(self, role: Role) -> CostModel:
-        """Returns what routers of a fleet that has run a while know: the costs as they are."""
-        costs, link = self.of(role).costs, self.link
+        """Returns what routers know of a fleet that has run a while: its costs of computing.
+
+        What transfers add is learned during the run.
+        """
+        costs = self.of(role).costs
         return CostModel(
             prefill=costs.prefill,
             step=costs.decode,
-            transfer=(link.latency_s, 1 / link.bandwidth),
             prefill_samples=TRUSTED_SAMPLES,
             step_samples=TRUSTED_SAMPLES,
-            transfer_samples=TRUSTED_SAMPLES,
         )
 
     @property

@@ -26,12 +26,12 @@ class Flight:
         "failed",
         "first_token_s",
         "index",
-        "is_prefilled",
         "lease",
         "local_job",
         "local_tokens",
         "permit",
         "prefill",
+        "prefilled_s",
         "pushed",
         "reason",
         "remote_job",
@@ -58,7 +58,7 @@ class Flight:
         self.local_job: Job | None = None
         self.local_tokens = 0
         self.pushed = 0
-        self.is_prefilled = False
+        self.prefilled_s: float | None = None
         self.first_token_s: float | None = None
 
     @property
@@ -110,6 +110,7 @@ class Flight:
             ttft_s=self.first_token_s - request.arrival_s,
             tpot_s=(ended_s - self.first_token_s) / later_tokens if later_tokens else None,
             cached_tokens=job.cached,
+            vain_tokens=max(0, self.at_decode - job.cached) if prefill is not None else 0,
             is_remote=prefill is not None,
             prefill_worker=(prefill or decode).name,
             decode_worker=decode.name,

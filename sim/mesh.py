@@ -33,7 +33,7 @@ TOO_LONG = "TOO_LONG"
 KV_POOL_FULL = "KV_POOL_FULL"
 LOCAL_ONLY = "AGGREGATED"
 
-_ORACLE_WORKERS = 64
+_ORACLE_WORKERS = 4
 
 Controller = Callable[[Observation], None]
 """Called every so many simulated seconds; it may change the roster."""
@@ -44,8 +44,8 @@ _DECODES = (Role.DECODE, Role.AGGREGATED)
 class SimMesh:
     """Replays requests on a fleet; `run` once per object. Each request ends in `on_outcome` once.
 
-    With `asks_oracle` every placement is compared with the best one in hindsight; on large fleets
-    every so many, since that costs as much as the fleet has workers.
+    With `asks_oracle` placements are compared with the best one in hindsight; every so many, since
+    that costs as much as the fleet has workers.
     """
 
     def __init__(
@@ -67,7 +67,8 @@ class SimMesh:
         self._index = PrefixIndex()
         self._network = Network(self.loop, spec.link)
         self.roster = Roster(spec, block_tokens, self.loop, self._index, self, self._resized)
-        self.oracle = Oracle(self.roster, spec.link, spec.hardware.kv_bytes_per_token)
+        kv_bytes = spec.hardware.kv_bytes_per_token
+        self.oracle = Oracle(self.roster, spec.link, kv_bytes, policies.tpot_price)
         self._oracle_every = -(-spec.workers // _ORACLE_WORKERS) if asks_oracle else 0
         self._requests: Iterator[SimRequest] = iter(())
         self._flights: dict[int, Flight] = {}
@@ -311,7 +312,7 @@ class SimMesh:
     def _ask_oracle(self, flight: Flight, chosen: Sight) -> None:
         if self._oracle_every and flight.index % self._oracle_every == 0:
             assert flight.decode is not None
-            self.oracle.judge(self.loop.now_s, flight.request, flight.decode.worker, chosen.worker)
+            self.oracle.judge(self.loop.now_s, flight.request, flight.decode, chosen)
 
     # --- what workers tell (see WorkerEvents)
 
@@ -325,7 +326,7 @@ class SimMesh:
         flight = _flight_of(job)
         self._push(job)
         if not job.remaining:
-            flight.is_prefilled = True
+            flight.prefilled_s = self.loop.now_s
             assert flight.transfer is not None
             if flight.transfer.is_idle:
                 self._drained(flight)
@@ -350,7 +351,7 @@ class SimMesh:
             self._network.push(flight.transfer, size)
 
     def _drained(self, flight: Flight) -> None:
-        if flight.is_prefilled:
+        if flight.prefilled_s is not None:
             self.loop.after(self.spec.link.latency_s, self._delivered, flight)
 
     def _delivered(self, flight: Flight) -> None:
@@ -358,6 +359,9 @@ class SimMesh:
         assert decode is not None
         assert prefill is not None
         assert sent is not None
+        assert flight.prefilled_s is not None
+        moved_tokens = flight.request.prompt_tokens - flight.at_decode
+        self.roster.learn_transfer(moved_tokens, self.loop.now_s - flight.prefilled_s)
         prefill.reserve(-1)
         prefill.worker.release(sent)
         decode.reserve(-1)
@@ -365,7 +369,7 @@ class SimMesh:
         job.lease, flight.lease = flight.lease, None
         assert job.lease is not None
         job.table_blocks = job.lease.blocks
-        job.cached = max(flight.at_decode, sent.cached)
+        job.cached = sent.cached
         self._answer(flight)
         decode.worker.deliver(job)
 

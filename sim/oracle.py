@@ -1,21 +1,33 @@
-"""Was it the best placement? Asked at each decision, answered from the simulator's true state.
+"""Was it the best placement? Asked at some decisions, answered from the simulator's true state.
 
-A candidate is either a prefill worker that computes for the chosen decode worker, or a decode
-worker that computes itself. Its TTFT is predicted from what no router knows exactly: all prompt
-tokens still to be computed there with their true caches, the step under way, the running decodes,
-and the request's own uncached tokens there. A decision agrees when the TTFT predicted so for the
-placement that was executed is at most 5 % above the least of all candidates.
+The oracle has the mesh's own goal, TTFT plus priced TPOT, and knows what no router knows: all
+prompt tokens still to be computed on each worker with their true caches, the step under way, how
+far each running stream is and how long its answer will be. A placement costs
+
+    its TTFT + price * (its own step time on the decode worker
+                        + for a prompt computed among streams, what each of them is late by,
+                          spread over the length of its answer)
+
+and the oracle takes the least over all prefill workers, with the best decode worker for each, and
+all decode workers by themselves. A decision agrees when both its TTFT and its TPOT, what the others
+are late by included, are at most 5 % above those of the oracle's placement. `agreed_by_ttft` counts
+decisions whose TTFT is at most 5 % above the least TTFT of all, whatever that does to TPOT.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sim.engine.links import LinkSpec
 from sim.engine.worker import SimWorker
 from sim.observe import Role
 from sim.roster import Roster
+from sim.views import Sight
 from sim.workload import SimRequest
 
 TOLERANCE = 1.05
+
+_DECODES = (Role.DECODE, Role.AGGREGATED)
 
 
 @dataclass(slots=True)
@@ -24,6 +36,7 @@ class Agreement:
 
     decisions: int = 0
     agreed: int = 0
+    agreed_by_ttft: int = 0
 
     @property
     def share(self) -> float | None:
@@ -31,30 +44,91 @@ class Agreement:
         return self.agreed / self.decisions if self.decisions else None
 
 
-class Oracle:
-    """Judges placements on one fleet."""
+class Placed(NamedTuple):
+    """What a placement takes, in seconds."""
 
-    def __init__(self, roster: Roster, link: LinkSpec, kv_bytes_per_token: int) -> None:
+    ttft_s: float
+    tpot_s: float
+
+    def is_close_to(self, best: "Placed") -> bool:
+        """Returns whether this is hardly worse."""
+        return self.ttft_s <= TOLERANCE * best.ttft_s and self.tpot_s <= TOLERANCE * best.tpot_s
+
+
+class Oracle:
+    """Judges placements on one fleet. `tpot_price` is in seconds of TTFT per second of TPOT."""
+
+    def __init__(
+        self, roster: Roster, link: LinkSpec, kv_bytes_per_token: int, tpot_price: float
+    ) -> None:
         self.agreement = Agreement()
+        self._price = tpot_price
         self._roster = roster
         self._link = link
         self._kv_bytes = kv_bytes_per_token
+        self._expected: dict[str, int] = {}
 
-    def judge(
-        self, now_s: float, request: SimRequest, decode: SimWorker, chosen: SimWorker
-    ) -> None:
+    def judge(self, now_s: float, request: SimRequest, decode: Sight, chosen: Sight) -> None:
         """Counts one executed placement; `chosen` computes the prompt for `decode`."""
-        own = decode.pool.match(request.hashes, request.prompt_tokens)
-        prefill = self._roster.of(Role.PREFILL)
-        remote = [self.remote_s(now_s, request, it.worker, own) for it in prefill]
-        decodes = self._roster.of(Role.DECODE, Role.AGGREGATED)
-        local = [self.local_s(now_s, request, it.worker) for it in decodes]
+        self._expected = {it.name: it.reserved for it in self._roster.of(*_DECODES)}
         if chosen is decode:
-            actual_s = self.local_s(now_s, request, chosen)
+            actual = self.alone(now_s, request, decode)
         else:
-            actual_s = self.remote_s(now_s, request, chosen, own)
-        self.agreement.decisions += 1
-        self.agreement.agreed += actual_s <= TOLERANCE * min(remote + local)
+            # The decode worker holds room for this very request.
+            self._expected[decode.name] -= 1
+            actual = self.pair(now_s, request, chosen, decode)
+        candidates = list(self._candidates(now_s, request))
+        best = min(candidates, key=lambda it: it.ttft_s + self._price * it.tpot_s)
+        fastest_s = min(it.ttft_s for it in candidates)
+        agreement = self.agreement
+        agreement.decisions += 1
+        agreement.agreed += actual.is_close_to(best)
+        agreement.agreed_by_ttft += actual.ttft_s <= TOLERANCE * fastest_s
+
+    def _candidates(self, now_s: float, request: SimRequest) -> Iterator[Placed]:
+        for sight in self._roster.of(*_DECODES):
+            yield self.alone(now_s, request, sight)
+        receiving = self._roster.of(Role.DECODE)
+        if not receiving:
+            return
+        # What of the transfer is not hidden depends on both, but hardly: each side is taken alone.
+        decode = min(receiving, key=lambda sight: self._receive_s(request, sight))
+        for sight in self._roster.of(Role.PREFILL):
+            yield self.pair(now_s, request, sight, decode)
+
+    def alone(self, now_s: float, request: SimRequest, decode: Sight) -> Placed:
+        """Returns what computing the prompt where it will be decoded takes."""
+        worker = decode.worker
+        ttft_s = self.local_s(now_s, request, worker)
+        cached = worker.pool.match(request.hashes, request.prompt_tokens)
+        uncached = request.prompt_tokens - cached
+        steps = max(1, -(-uncached // worker.token_budget))
+        stall_s = worker.costs.tokens_s(uncached, cached)
+        late_s = sum(
+            min(1.0, left / steps) * stall_s / max(1, length - 1)
+            for length, left in worker.streams()
+        )
+        return Placed(ttft_s, self._step_s(request, decode) + late_s)
+
+    def pair(self, now_s: float, request: SimRequest, prefill: Sight, decode: Sight) -> Placed:
+        """Returns what computing on one worker and decoding on another takes."""
+        at_decode = decode.worker.pool.match(request.hashes, request.prompt_tokens)
+        ttft_s = self.remote_s(now_s, request, prefill.worker, at_decode)
+        return Placed(ttft_s, self._step_s(request, decode))
+
+    def _receive_s(self, request: SimRequest, decode: Sight) -> float:
+        """Returns what a decode worker adds to the cost of any pair."""
+        pool = decode.worker.pool
+        moved = request.prompt_tokens - pool.match(request.hashes, request.prompt_tokens)
+        tail_s = min(moved, decode.worker.token_budget) * self._kv_bytes / self._link.bandwidth
+        return tail_s + self._price * self._step_s(request, decode)
+
+    def _step_s(self, request: SimRequest, decode: Sight) -> float:
+        """Returns the step's time once those are in that are awaited there, and the request."""
+        worker, expected = decode.worker, self._expected[decode.name]
+        pool = worker.pool
+        resident = (pool.total - pool.available) * pool.block_tokens + request.prompt_tokens
+        return worker.costs.decode_s(worker.decoding + expected + 1, resident)
 
     def local_s(self, now_s: float, request: SimRequest, worker: SimWorker) -> float:
         """Returns the TTFT when `worker` computes the prompt itself, after all it has to do."""
@@ -69,7 +143,7 @@ class Oracle:
         )
         if worker.backlog_tokens and worker.step_started_s is not None:
             # The step under way is part of the backlog until it ends.
-            total_s -= now_s - worker.step_started_s
+            total_s -= min(now_s - worker.step_started_s, base_s)
         return total_s
 
     def remote_s(

@@ -18,7 +18,8 @@ class Outcome:
     """One offered request, whatever became of it. Times in seconds.
 
     `ttft_s` and `tpot_s` are None where there is none: rejected, or a single token. `cached_tokens`
-    of the prompt needed no computing. `reason` says why it was rejected, or why its prompt was
+    of the prompt needed no computing; `vain_tokens` were computed by a prefill worker although the
+    decode worker held them. `reason` says why it was rejected, or why its prompt was
     computed where it was.
     """
 
@@ -29,6 +30,7 @@ class Outcome:
     ttft_s: float | None = None
     tpot_s: float | None = None
     cached_tokens: int = 0
+    vain_tokens: int = 0
     is_remote: bool = False
     prefill_worker: str = ""
     decode_worker: str = ""

@@ -17,10 +17,14 @@ class MeshTiming:
 
 @dataclass(frozen=True, slots=True)
 class Policies:
-    """The objects that decide. `desk` makes admission's, which needs the run's clock and state."""
+    """The objects that decide. `desk` makes admission's, which needs the run's clock and state.
+
+    `tpot_price` is what the fleet's targets make one second of TPOT worth, in seconds of TTFT.
+    """
 
     routing: RoutingPolicy
     split: SplitPolicy
     prefill_queue_max: int
     offload_above_tokens: int
     desk: MakeDesk
+    tpot_price: float

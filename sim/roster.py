@@ -1,8 +1,10 @@
 """The workers of a simulated fleet, which may come, drain, leave and change roles during a run."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
+from baton.latency import TRANSFER_DEFAULTS, OnlineFit
 from baton.state.prefix_index import PrefixIndex
 from sim.engine.events import EventLoop
 from sim.engine.pool import SimPool
@@ -10,6 +12,9 @@ from sim.engine.worker import SimWorker, WorkerEvents
 from sim.fleet import FleetSpec
 from sim.observe import Role, WorkerState
 from sim.views import FleetViews, Sight
+
+_PUBLISH_EVERY = 64
+"""Transfers after which routers hear what they add."""
 
 
 class Roster:
@@ -38,6 +43,7 @@ class Roster:
         self._events = events
         self._on_change = on_change
         self._made = 0
+        self._transfer = OnlineFit(TRANSFER_DEFAULTS)
         self._counts = dict.fromkeys(Role, 0)
         self._leaving: dict[str, Callable[[], None]] = {}
         for role, count in (
@@ -93,6 +99,16 @@ class Roster:
         for name in [name for name in self._leaving if self.sights[name].is_idle]:
             self._leave(name)
 
+    def learn_transfer(self, tokens: int, added_s: float) -> None:
+        """Learns what moving KV added to computing it, as decode workers do; all are alike here."""
+        fit = self._transfer
+        fit.update((1.0, tokens * self._spec.hardware.kv_bytes_per_token), added_s)
+        if fit.samples % _PUBLISH_EVERY == 0:
+            first, each = fit.coefficients
+            for sight in self.sights.values():
+                sight.costs = replace(sight.costs, transfer=(first, each))
+                self.views.touch(sight)
+
     def states(self) -> Iterator[WorkerState]:
         """Yields the state of each worker."""
         return (sight.state() for sight in self.sights.values())
@@ -106,7 +122,8 @@ class Roster:
         number, self._counts[role] = self._counts[role], self._counts[role] + 1
         name = f"{role}-{number}"
         worker = self._worker(role, name)
-        costs = self._spec.known_costs(role)
+        first, each = self._transfer.coefficients
+        costs = replace(self._spec.known_costs(role), transfer=(first, each))
         sight = Sight(name, role, worker, costs, self.views.changed, self._loop.now_s)
         self.sights[name] = sight
         self._index.add(name)

@@ -42,6 +42,7 @@ class PolicySpec:
             prefill_queue_max=split.prefill_queue_max,
             offload_above_tokens=split.prompt_length_threshold,
             desk=self._desk(seed),
+            tpot_price=self._tpot_price,
         )
 
     def _routing(self, rng: random.Random) -> RoutingPolicy:
@@ -52,14 +53,17 @@ class PolicySpec:
             return LatencyPolicy(replace(settings, chunk_tokens=self.chunk_tokens), rng)
         return make_policy(split, config.cache.min_cache_hit_ratio, config.qos, rng)
 
+    @property
+    def _tpot_price(self) -> float:
+        return self.config.qos.ttft_slo_ms / self.config.qos.tpot_slo_ms
+
     def _split(self) -> SplitPolicy:
         """Returns the rule that goes with the routing, as a decode worker's main does."""
-        split, qos = self.config.split_policy, self.config.qos
+        split = self.config.split_policy
         threshold = ThresholdSplitPolicy(split.prompt_length_threshold, split.prefill_queue_max)
         if self.routing != "latency":
             return threshold
-        price = qos.ttft_slo_ms / qos.tpot_slo_ms
-        return PredictiveSplitPolicy(threshold, price, self.chunk_tokens)
+        return PredictiveSplitPolicy(threshold, self._tpot_price, self.chunk_tokens)
 
     def _desk(self, seed: int) -> MakeDesk:
         if self.admits_all:

@@ -1,9 +1,11 @@
 """Costs from Splitwise's measurements: Llama-2 70B and BLOOM 176B on A100 and H100 machines.
 
-The table ends at prompts of 8,192 tokens, computed in one piece. A free quadratic fit bends with
-what large pieces cost beyond arithmetic, and would charge a prompt of 100,000 tokens many times
-what it takes in chunks. So the cost per token pair is bounded by attention's arithmetic at half the
-GPUs' peak; that costs some accuracy inside the table, which the error shows.
+The table ends at prompts of 8,192 tokens, computed in one piece, and at 64 sequences that hold
+some 40,000 tokens together. Free fits bend with what lies beyond arithmetic there, and charge many
+times what hardware takes for a prompt of 100,000 tokens in chunks, or for 200,000 resident ones.
+So the cost per token pair is bounded by attention's arithmetic at half the GPUs' peak, and the
+cost per resident token by reading its KV at half their bandwidth (DistServe's profiles attain
+0.64). That costs some accuracy inside the table, which the error shows.
 """
 
 import csv
@@ -21,6 +23,7 @@ _KV_BYTES_PER_TOKEN = {
 _WEIGHT_BYTES = {"llama2-70b": 138e9, "bloom-176b": 352e9}
 _FLOP_PER_PAIR = {"llama2-70b": 4 * 8192 * 80, "bloom-176b": 4 * 14336 * 70}
 _PEAK_FLOPS = {"a100-80gb": 312e12, "h100-80gb": 989e12, "h100-80gb-pcap": 989e12}
+_PEAK_BYTES_PER_S = {"a100-80gb": 2.04e12, "h100-80gb": 3.35e12, "h100-80gb-pcap": 3.35e12}
 _ATTAINED = 0.5
 _GPU_BYTES = 80e9
 _USABLE = 0.9
@@ -41,8 +44,9 @@ def read(path: Path, model: str, machine: str, gpus: int) -> Hardware:
     if not rows:
         raise LookupError(f"{path} has no rows for {model} on {gpus} x {machine}")
     pair_s = _FLOP_PER_PAIR[model] / (gpus * _PEAK_FLOPS[machine] * _ATTAINED)
-    prefill, prefill_error = _fit_prefill(list(_prefill_samples(rows)), pair_s)
-    decode, decode_error = fit(list(_decode_samples(rows)))
+    resident_s = _KV_BYTES_PER_TOKEN[model] / (gpus * _PEAK_BYTES_PER_S[machine] * _ATTAINED)
+    prefill, prefill_error = _fit_bounded(list(_prefill_samples(rows)), pair_s)
+    decode, decode_error = _fit_bounded(list(_decode_samples(rows)), resident_s)
     room = gpus * _GPU_BYTES * _USABLE - _WEIGHT_BYTES[model]
     return Hardware(
         name=f"splitwise:{model}:{machine}:{gpus}",
@@ -53,20 +57,21 @@ def read(path: Path, model: str, machine: str, gpus: int) -> Hardware:
         gpus=gpus,
         prefill_error=prefill_error,
         decode_error=decode_error,
-        note="prompts up to 8,192 tokens were measured; longer ones are extrapolated",
+        note="measured up to prompts of 8,192 tokens and batches of 64; beyond it is extrapolated",
     )
 
 
-def _fit_prefill(samples: list[Sample], most_per_pair_s: float) -> tuple[Coefficients, float]:
+def _fit_bounded(samples: list[Sample], most_s: float) -> tuple[Coefficients, float]:
+    """Fits with at most `most_s` per unit of the third feature."""
     free, error = fit(samples)
-    if free[2] <= most_per_pair_s:
+    if free[2] <= most_s:
         return free, error
     rest = [
-        ((base, tokens, 0.0), seconds - most_per_pair_s * pairs)
-        for (base, tokens, pairs), seconds in samples
+        ((first, second, 0.0), seconds - most_s * third)
+        for (first, second, third), seconds in samples
     ]
-    base_s, token_s, _ = fit(rest)[0]
-    bounded = (base_s, token_s, most_per_pair_s)
+    base_s, each_s, _ = fit(rest)[0]
+    bounded = (base_s, each_s, most_s)
     return bounded, mean_error(samples, bounded)
 
 

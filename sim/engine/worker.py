@@ -9,6 +9,7 @@ the result is that of single steps, at a cost that does not depend on tokens or 
 
 import heapq
 import math
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -122,12 +123,18 @@ class SimWorker:
             grown = self.decode_steps + self._steps_done() - job.joined_step
         return job.request.output_tokens - job.left + grown
 
+    def streams(self) -> Iterator[tuple[int, int]]:
+        """Yields the length of each generating job's answer and how much of it is left."""
+        done = self.decode_steps + self._steps_done()
+        for job in self._decoding:
+            yield job.request.output_tokens, job.left - (done - job.joined_step)
+
     def submit(self, job: Job) -> None:
         """Takes in a job whose prompt is to be computed here."""
         heapq.heappush(self._waiting, (job.order, job))
         cached = self.pool.match(job.request.hashes, job.tokens)
         self._set_backlog(job, job.tokens - cached, cached)
-        self._look()
+        self.wake()
 
     def deliver(self, job: Job) -> None:
         """Takes in a job whose prompt's KV is here and whose first token is known."""
@@ -135,21 +142,20 @@ class SimWorker:
         job.computed = job.request.prompt_tokens
         job.left -= 1
         heapq.heappush(self._delivered, (job.order, job))
-        self._look()
+        self.wake()
 
     def release(self, job: Job) -> None:
         """Gives the blocks of a job that only prefilled back; waiting jobs may fit now."""
         assert job.lease is not None
         self.pool.release(job.lease)
         job.lease = None
-        self._look()
+        self.wake()
 
     def wake(self) -> None:
-        """Tells that blocks were given back, so that waiting jobs are looked at again."""
-        self._look()
+        """Looks at waiting jobs again, since blocks were given back or a job came.
 
-    def _look(self) -> None:
-        """Starts a turn when idle; a run of decodes ends with the step under way."""
+        Starts a turn when idle; a run of decodes ends with the step under way.
+        """
         self._changed.add(self.index)
         if self._run is not None:
             self._cut(self._run)

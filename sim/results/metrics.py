@@ -61,7 +61,11 @@ def _all(mesh: SimMesh, recorder: Recorder, workload: Profile) -> Iterator[tuple
     yield "hit_share_of_ideal", _ratio(hit_rate, workload.ideal_at_size)
     yield "offload_share", _ratio(recorder.long_remote, recorder.long_served)
     yield from _work(mesh, recorder)
-    yield "oracle_agreement", mesh.oracle.agreement.share
+    agreement = mesh.oracle.agreement
+    yield "oracle_agreement", agreement.share
+    yield "ttft_agreement", _ratio(agreement.agreed_by_ttft, agreement.decisions)
+    yield "ttft_missed", _ratio(recorder.ttft_missed, everyone.offered)
+    yield "tpot_missed", _ratio(recorder.tpot_missed, everyone.offered)
     yield "simulated_s", mesh.loop.now_s
     yield "events", mesh.loop.processed
 
@@ -82,7 +86,7 @@ def _work(mesh: SimMesh, recorder: Recorder) -> Iterator[tuple[str, Figure]]:
         worker_s = sum(sight.present_s(mesh.loop.now_s) for sight in sights)
         yield f"{name}_utilisation", _ratio(sum(worker.busy_s for worker in workers), worker_s)
         yield f"{name}_imbalance", _imbalance([worker.busy_s for worker in workers])
-    useful = recorder.prompt_tokens - recorder.cached_tokens
+    useful = recorder.prompt_tokens - recorder.cached_tokens - recorder.vain_tokens
     yield "wasted_prefill", _ratio(computed - useful, computed)
     yield "preemptions", preemptions
     steps = sum(sight.worker.decode_steps for sight in mesh.decode)

@@ -49,6 +49,9 @@ class Recorder:
     rejected_s: "array[float]" = field(default_factory=lambda: array("d"))
     prompt_tokens: int = 0
     cached_tokens: int = 0
+    vain_tokens: int = 0
+    tpot_missed: int = 0
+    ttft_missed: int = 0
     long_served: int = 0
     long_remote: int = 0
     first_s: float | None = None
@@ -71,6 +74,9 @@ class Recorder:
         self.reasons[outcome.reason] += 1
         self.prompt_tokens += request.prompt_tokens
         self.cached_tokens += outcome.cached_tokens
+        self.vain_tokens += outcome.vain_tokens
+        self.ttft_missed += (outcome.ttft_s or 0.0) > self.slo.ttft_s
+        self.tpot_missed += (outcome.tpot_s or 0.0) > self.slo.tpot_s
         self.long_served += is_long
         self.long_remote += is_long and outcome.is_remote
 

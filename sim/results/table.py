@@ -33,7 +33,10 @@ _ROWS: tuple[tuple[str, str, float, str], ...] = (
     ("busiest prefill worker over mean", "prefill_imbalance", 1, ""),
     ("busiest decode worker over mean", "decode_imbalance", 1, ""),
     ("decodes per step", "mean_batch", 1, ""),
-    ("placements among the best", "oracle_agreement", 100, "%"),
+    ("missed the TTFT limit", "ttft_missed", 100, "%"),
+    ("missed the TPOT limit", "tpot_missed", 100, "%"),
+    ("placements as the oracle's", "oracle_agreement", 100, "%"),
+    ("  by TTFT alone", "ttft_agreement", 100, "%"),
 )
 
 

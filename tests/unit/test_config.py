@@ -171,3 +171,7 @@ def test_there_are_fewer_than_forty_knobs_each_described() -> None:
 def test_every_knob_can_be_set_by_its_variable() -> None:
     environ = {knob.variable: str(knob.default) for knob in knobs()}
     assert load_config(None, environ) == Config()
+
+
+def test_variables_that_name_files_are_no_unknown_settings() -> None:
+    assert load_config(None, {"BATON_TRACES": "/somewhere"}) == load_config(None, {})

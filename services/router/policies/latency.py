@@ -35,11 +35,11 @@ from services.router.policy import (
 SHORTLIST = 4
 """Workers of each kind that enter the pairs."""
 
-TIE = 1.02
-"""Costs within this factor of the lowest are equal: predictions are not better than that."""
+TIE = 0.02
+"""Costs that differ by less than this share of the TTFT are equal: predictions are not better."""
 
-SESSION_SLACK = 1.1
-"""A session stays with its decode worker where that costs at most this factor more."""
+SESSION_SLACK = 0.1
+"""A session stays with its decode worker where that costs at most this share of the TTFT more."""
 
 SLO_SHARE = 0.9
 """Share of a target that a prediction may take: the rest is for its error."""
@@ -87,8 +87,10 @@ class LatencyPolicy:
         decode: Sequence[DecodeView],
     ) -> Decision:
         """See RoutingPolicy."""
-        prefills = self._shortlist(rank_prefills(request, usable(prefill)), request)
-        decodes = self._decodes(request, usable(decode), bool(prefills))
+        ranked = rank_prefills(request, usable(prefill))
+        fastest_s = min(ranked, key=itemgetter(0))[0] if ranked else 0.0
+        prefills = self._shortlist(ranked, request, TIE * fastest_s)
+        decodes = self._decodes(request, usable(decode), TIE * fastest_s, bool(prefills))
         options = [
             option for view in decodes for option in self._options_on(request, view, prefills)
         ]
@@ -133,23 +135,29 @@ class LatencyPolicy:
         )
 
     def _decodes(
-        self, request: RouteRequest, views: Sequence[DecodeView], has_prefill: bool
+        self,
+        request: RouteRequest,
+        views: Sequence[DecodeView],
+        tie_s: float,
+        has_prefill: bool,
     ) -> Sequence[DecodeView]:
         """Returns those worth pairing: best to receive, best to compute, and the session's."""
         if len(views) <= SHORTLIST:
             return views
         ranked = rank_decodes(request, views, self._settings)
-        computing = self._shortlist(ranked.computing, request)
-        receiving = self._shortlist(ranked.receiving, request) if has_prefill else []
+        computing = self._shortlist(ranked.computing, request, tie_s)
+        receiving = self._shortlist(ranked.receiving, request, tie_s) if has_prefill else []
         preferred = [v for v in views if v.worker_id == request.preferred_decode]
         by_id = {view.worker_id: view for view in (*computing, *receiving, *preferred)}
         return list(by_id.values())
 
-    def _shortlist(self, ranked: "list[Ranked[View]]", request: RouteRequest) -> "list[View]":
+    def _shortlist(
+        self, ranked: "list[Ranked[View]]", request: RouteRequest, tie_s: float
+    ) -> "list[View]":
         """Returns the cheapest few, near ties at random; with targets also the fullest that fit."""
         if len(ranked) <= SHORTLIST:
             return [view for _, view in sorted(ranked, key=itemgetter(0))]
-        limit_s = TIE * min(ranked, key=itemgetter(0))[0]
+        limit_s = tie_s + min(ranked, key=itemgetter(0))[0]
         near = [entry for entry in ranked if entry[0] <= limit_s]
         if len(near) > SHORTLIST:
             best = self._rng.sample(near, SHORTLIST)
@@ -199,12 +207,15 @@ class LatencyPolicy:
             fitting = [option for option in fitting if option in own] or fitting
             if fitting:
                 tightest = min(_headroom(request, option.terms) for option in fitting)
-                near = [o for o in fitting if _headroom(request, o.terms) <= TIE * tightest]
+                near = [o for o in fitting if _headroom(request, o.terms) <= (1 + TIE) * tightest]
                 return self._rng.choice(near)
-        best_s = options[0].cost_s
-        if own and own[0].cost_s <= SESSION_SLACK * best_s:
+        best = options[0]
+        # A share of the cost would be another thing: most of it is the price of steps that every
+        # worker takes, and equal would be what differs by more than a whole prefill.
+        if own and own[0].cost_s <= best.cost_s + SESSION_SLACK * best.terms.ttft_s:
             return own[0]
-        return self._rng.choice([o for o in options if o.cost_s <= TIE * best_s])
+        limit_s = best.cost_s + TIE * best.terms.ttft_s
+        return self._rng.choice([o for o in options if o.cost_s <= limit_s])
 
     def _candidates(
         self, request: RouteRequest, chosen: Option, prefills: Sequence[PrefillView]
