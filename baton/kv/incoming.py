@@ -7,7 +7,8 @@ exactly once. Everything runs on the event loop; transports hand notices over to
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from baton.blocks import blocks_digest
@@ -114,6 +115,7 @@ class IncomingTransfers:
         self._memory: PoolMemory | None = None
         self._transfers: dict[str, IncomingTransfer] = {}
         self._verifying = 0
+        self._introductions = 0
 
     def start(self, memory: PoolMemory) -> None:
         """Names the pool whose blocks will be expected."""
@@ -128,6 +130,20 @@ class IncomingTransfers:
     def is_awaited(self) -> bool:
         """Tells whether somebody waits for notices now; safe to read from any thread."""
         return self._verifying > 0
+
+    @property
+    def minds_strangers(self) -> bool:
+        """Tells whether peers that are not connected may write; safe to read from any thread."""
+        return self._introductions > 0
+
+    @contextmanager
+    def introducing(self) -> Iterator[None]:
+        """Minds strangers while the block runs."""
+        self._introductions += 1
+        try:
+            yield
+        finally:
+            self._introductions -= 1
 
     def state(self, transfer_id: str) -> TransferState | None:
         """Returns where a transfer stands, None when it is not expected."""

@@ -153,6 +153,14 @@ class InProcessWire:
     def disconnect(self, agent: str) -> None:
         """Nothing is held for a peer."""
 
+    def polls_closely(self, *, for_strangers: bool) -> bool:
+        """Never: every notice wakes."""
+        return False
+
+    def path(self, agent: str) -> str:
+        """Returns the backend."""
+        return self.backend
+
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> _Write:
         """Posts a write."""
         self._fabric.port(self._agent, agent)

@@ -139,6 +139,10 @@ class Mover:
         peer = self._peers.get(agent)
         return peer if peer is not None and peer.failure is None else None
 
+    def paths(self) -> dict[str, str]:
+        """Returns how bytes get to each peer that is not lost."""
+        return {agent: peer.path for agent, peer in list(self._peers.items()) if not peer.failure}
+
     # Called on the thread itself.
 
     def activate(self, writes: OutgoingWrites) -> None:
@@ -154,7 +158,7 @@ class Mover:
             )
         if peer is None:
             self._wire.connect(metadata)
-            self._peers[metadata.agent] = Peer(metadata)
+            self._peers[metadata.agent] = Peer(metadata, self._wire.path(metadata.agent))
 
     def disconnect(self, agent: str, closed: Future[None]) -> None:
         """Fails a peer's transfers; answers once no write to it is under way."""
@@ -236,13 +240,15 @@ class Mover:
         if any(writes.has_room for writes in self._active):
             return 0.0
         quiet_s = time.monotonic() - self._changed_s
-        polls = self._wire.needs_polling
-        if self._active or (polls and self._incoming.is_awaited):
+        # Whom a receipt is awaited from may reach this pool by another wire than the one back.
+        is_awaited = self._incoming.is_awaited
+        polls = self._wire.polls_closely(for_strangers=is_awaited or self._incoming.minds_strangers)
+        if self._active or (polls and is_awaited):
             longest_s = BUSY_SLEEP_S
         elif polls and (self._incoming.is_expecting or quiet_s < LINGER_S):
             longest_s = EXPECTING_SLEEP_S
         else:
-            return IDLE_SLEEP_S if polls else None
+            return IDLE_SLEEP_S if self._wire.needs_polling else None
         return min(longest_s, max(SHORTEST_SLEEP_S, quiet_s / 4))
 
 

@@ -109,6 +109,14 @@ class NixlWire:
         self._peer_blocks.pop(agent).release()
         self._remove(agent)
 
+    def polls_closely(self, *, for_strangers: bool) -> bool:
+        """Always: NIXL has no descriptor to wait on, and makes progress only when asked."""
+        return True
+
+    def path(self, agent: str) -> str:
+        """Returns the backend; which transport UCX took it does not tell."""
+        return self.backend
+
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> "_NixlWrite":
         """Posts one write; with CMA the bytes are copied here, with the GIL released."""
         nixl = self._opened()

@@ -34,6 +34,7 @@ class Peer:
     """A peer as the mover's thread knows it; `failure` ends all transfers to it."""
 
     metadata: PoolMetadata
+    path: str
     failure: TransferError | None = None
     writes_under_way: int = 0
     closed: list[Future[None]] = field(default_factory=list)

@@ -9,7 +9,8 @@ per transfer and per byte are given; `finish` waits for it.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from baton.blocks import blocks_digest
 from baton.errors import InternalError, PreconditionError, TransferError
@@ -97,6 +98,14 @@ class SimulatedTransport:
     def is_connected(self, agent: str) -> bool:
         """Tells whether the peer was introduced and not forgotten since."""
         return agent in self._peers
+
+    def paths(self) -> Mapping[str, str]:
+        """Returns the one path there is, by agent."""
+        return dict.fromkeys(self._peers, self.backend)
+
+    def introducing(self) -> AbstractContextManager[None]:
+        """Nothing is written here by anybody."""
+        return nullcontext()
 
     def open(self, destination: KvDestination) -> OutgoingTransfer:
         """Opens the writer's side. See `KvTransport.open`."""

@@ -10,9 +10,12 @@ Two implementations of equal standing: baton/kv/nixl.py (NIXL over UCX) and bato
 """
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
+
+from baton.kv.segment import Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +23,8 @@ class PoolMemory:
     """The memory of one KV pool: `block_count` contiguous blocks of `block_bytes` bytes each.
 
     `layout` names everything two pools must share before bytes may move between them: dtype,
-    layers, KV heads, head size and block size.
+    layers, KV heads, head size and block size. `segment` is what the pool lies in, from its start,
+    when processes of this host can map it.
     """
 
     base_address: int
@@ -28,6 +32,7 @@ class PoolMemory:
     block_count: int
     layout: str
     device: str = "cpu"
+    segment: Segment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +123,14 @@ class KvTransport(Protocol):
 
     def is_connected(self, agent: str) -> bool:
         """Tells whether the peer was introduced and not forgotten since."""
+        ...
+
+    def paths(self) -> Mapping[str, str]:
+        """Returns how bytes get to each connected peer, such as "shared-memory", by agent."""
+        ...
+
+    def introducing(self) -> AbstractContextManager[None]:
+        """Minds, while the block runs, writes of peers that were not introduced here yet."""
         ...
 
     def open(self, destination: KvDestination) -> OutgoingTransfer:

@@ -60,6 +60,17 @@ class Wire(Protocol):
         """Forgets a peer."""
         ...
 
+    def polls_closely(self, *, for_strangers: bool) -> bool:
+        """Tells whether notices have to be polled for often now.
+
+        `for_strangers` says that a peer which is not connected yet may write.
+        """
+        ...
+
+    def path(self, agent: str) -> str:
+        """Returns how bytes get to a connected peer, for people."""
+        ...
+
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> WireWrite:
         """Posts one write of whole blocks. Raises TransferError."""
         ...

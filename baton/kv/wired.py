@@ -1,7 +1,8 @@
 """The transfer protocol over any wire: what baton/kv/nixl.py and baton/kv/inprocess.py share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 
 from baton.errors import InternalError, PreconditionError
 from baton.kv.incoming import IncomingTransfers
@@ -145,6 +146,17 @@ class WiredTransport:
     def is_connected(self, agent: str) -> bool:
         """Tells whether the peer was introduced and neither forgotten nor lost since."""
         return self._mover.peer(agent) is not None
+
+    def paths(self) -> Mapping[str, str]:
+        """Returns how bytes get to each connected peer, by agent."""
+        return self._mover.paths()
+
+    @contextmanager
+    def introducing(self) -> Iterator[None]:
+        """See `KvTransport.introducing`."""
+        with self.incoming.introducing():
+            self._mover.wake()
+            yield
 
     def open(self, destination: KvDestination) -> OutgoingTransfer:
         """Opens the writer's side. See `KvTransport.open`.

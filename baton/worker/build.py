@@ -7,7 +7,10 @@ from baton.compute import ComputeOptions
 from baton.config import Config
 from baton.engine.base import Engine
 from baton.errors import StartupError
+from baton.kv.layered import LayeredWire
+from baton.kv.samehost import SameHostWire
 from baton.kv.transfer import KvTransport
+from baton.kv.wired import WiredTransport
 from baton.latency import CHUNK_TOKENS
 from baton.models import model_dir
 
@@ -42,8 +45,8 @@ def build_transport(config: Config, incarnation: str) -> KvTransport:
     if config.engine.kind == "simulated":
         simulated: KvTransport = _load("baton.kv.simulated").SimulatedTransport(incarnation)
         return simulated
-    transport: KvTransport = _load("baton.kv.nixl").NixlTransport(incarnation)
-    return transport
+    wire = LayeredWire(SameHostWire(incarnation), _load("baton.kv.nixl").NixlWire(incarnation))
+    return WiredTransport(incarnation, wire)
 
 
 def _build_simulated(config: Config, compute: ComputeOptions) -> Engine:

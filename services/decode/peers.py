@@ -197,7 +197,8 @@ class Peers:
         )
         stub = prefill_pb2_grpc.PrefillServiceStub(channel)
         try:
-            response = await stub.ConnectPeer(request, timeout=CONNECT_TIMEOUT_S)
+            with self._transport.introducing():
+                response = await stub.ConnectPeer(request, timeout=CONNECT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise _explain(error, worker) from error
         if response.agent != worker.incarnation:

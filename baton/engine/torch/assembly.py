@@ -98,7 +98,7 @@ def assemble(
             device=_device_name(model.device),
         ),
         memory=PoolMemory(
-            kv.tensor.data_ptr(), block_bytes, block_count, layout, str(model.device)
+            kv.tensor.data_ptr(), block_bytes, block_count, layout, str(model.device), kv.segment
         ),
         pool=pool,
         steps=steps,

@@ -12,6 +12,8 @@ from typing import Protocol
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from baton.kv.segment import Segment
+
 ATTENTION_NAME = "baton_paged"
 """The name under which transformers knows `paged_attention`."""
 
@@ -58,10 +60,12 @@ class KvTensor:
     A block is one contiguous range of bytes with the keys and values of all layers. Inside it, a
     head's keys (or values) of one layer are contiguous too: a unit. Units are gathered whole and
     written by rows, with one index that is the same for all layers.
+    `segment` is what the tensor lies in when other processes can map it.
     """
 
-    def __init__(self, tensor: torch.Tensor) -> None:
+    def __init__(self, tensor: torch.Tensor, segment: Segment | None = None) -> None:
         self.tensor = tensor
+        self.segment = segment
         blocks, layers, _, heads, size, width = tensor.shape
         self.block_size = size
         self.kv_heads = heads

@@ -14,6 +14,7 @@ from baton.engine.torch.model import LoadedModel
 from baton.engine.torch.sampling import Choice, Draw, choose
 from baton.engine.torch.scheduler import Chunk
 from baton.errors import StartupError
+from baton.kv.segment import Segment
 
 _NARROW_BLOCKS = 8
 """Tables up to this wide are padded to each other whatever that wastes."""
@@ -172,8 +173,12 @@ def allocate_kv(model: LoadedModel, block_size: int, kv_memory_bytes: int) -> Kv
         )
     # Zeroed: padding may read blocks that were never written, and their NaN would spread. Written
     # out, not mapped lazily as by torch.zeros: the first transfer should not pay the page faults.
-    memory = torch.empty((blocks, *shape), dtype=model.dtype, device=model.device).zero_()
-    return KvTensor(memory)
+    if model.device.type != "cpu":
+        memory = torch.empty((blocks, *shape), dtype=model.dtype, device=model.device).zero_()
+        return KvTensor(memory)
+    segment = Segment(blocks * block_bytes)
+    memory = torch.frombuffer(segment.buffer, dtype=torch.uint8).zero_().view(model.dtype)
+    return KvTensor(memory.view(blocks, *shape), segment)
 
 
 def kv_layout(model: LoadedModel, block_size: int) -> str:

@@ -1,4 +1,4 @@
-"""NIXL between real processes: bytes arrive, peers die, and the survivors go on."""
+"""Both ways between real processes: bytes arrive, peers die, and the survivors go on."""
 
 import asyncio
 import multiprocessing
@@ -13,26 +13,37 @@ import pytest
 
 from baton.blocks import blocks_digest
 from baton.errors import PreconditionError, StartupError, TransferError
-from baton.kv.nixl import NixlTransport
+from baton.kv.layered import LayeredWire
+from baton.kv.nixl import NixlTransport, NixlWire
 from baton.kv.notices import PoolMetadata, decode_metadata, encode_metadata
+from baton.kv.samehost import SameHostWire
+from baton.kv.segment import Segment
 from baton.kv.transfer import KvDestination, KvReceipt, PoolMemory
+from baton.kv.wired import WiredTransport
 
 BLOCK_BYTES = 64 << 10
 BLOCKS = 256
 TOKENS = 1000
+SHARED, NIXL = "shared-memory", "nixl-ucx"
 LAYOUT = "float32/4x2x32/64"
 CHILD_TIMEOUT_S = 60.0
 
 
 class Worker:
-    """A transport and its pool, in whichever process."""
+    """A transport and its pool, in whichever process. `path` is the way that its bytes take."""
 
-    def __init__(self, agent: str) -> None:
-        self.pool = np.zeros((BLOCKS, BLOCK_BYTES), dtype=np.uint8)
-        self.transport = NixlTransport(agent, timeout_s=10.0)
+    def __init__(self, agent: str, path: str) -> None:
+        self._segment = Segment(BLOCKS * BLOCK_BYTES) if path == SHARED else None
+        memory = np.zeros(BLOCKS * BLOCK_BYTES, dtype=np.uint8)
+        if self._segment is not None:
+            memory = np.frombuffer(self._segment.buffer, dtype=np.uint8)
+        self.pool = memory.reshape(BLOCKS, BLOCK_BYTES)
+        wire = LayeredWire(SameHostWire(agent), NixlWire(agent))
+        self.transport = WiredTransport(agent, wire, timeout_s=10.0)
 
     async def start(self) -> None:
-        memory = PoolMemory(self.pool.ctypes.data, BLOCK_BYTES, BLOCKS, LAYOUT)
+        address = self.pool.ctypes.data
+        memory = PoolMemory(address, BLOCK_BYTES, BLOCKS, LAYOUT, segment=self._segment)
         await self.transport.start(memory)
 
     async def stop(self) -> None:
@@ -59,11 +70,11 @@ class Worker:
         outgoing.push(blocks, 0)
 
 
-def serve(connection: Connection, agent: str) -> None:
+def serve(connection: Connection, agent: str, path: str) -> None:
     """Runs in the child: does to its worker what the parent asks for."""
 
     async def loop() -> None:
-        worker = Worker(agent)
+        worker = Worker(agent, path)
         await worker.start()
         connection.send(None)
         while True:
@@ -78,11 +89,12 @@ def serve(connection: Connection, agent: str) -> None:
 class Child:
     """A worker in a process of its own."""
 
-    def __init__(self, agent: str) -> None:
+    def __init__(self, agent: str, path: str) -> None:
         self.agent = agent
+        self.path = path
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, agent), daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, agent, path), daemon=True)
         self.process.start()
         theirs.close()
         self._receive()
@@ -107,17 +119,23 @@ class Child:
         return self._connection.recv()
 
 
+@pytest.fixture(scope="module", params=[SHARED, NIXL])
+def path(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(scope="module")
-def reader() -> Iterator[Child]:
-    child = Child("reader-1")
+def reader(path: str) -> Iterator[Child]:
+    child = Child("reader-1", path)
     yield child
     child.end()
     assert child.process.exitcode == 0
 
 
 @pytest.fixture
-async def writer(request: pytest.FixtureRequest) -> AsyncIterator[Worker]:
-    worker = Worker(f"writer-{request.node.name}")
+async def writer(request: pytest.FixtureRequest, path: str) -> AsyncIterator[Worker]:
+    worker = Worker(f"writer-{request.node.name}", path)
     await worker.start()
     yield worker
     await worker.stop()
@@ -125,6 +143,8 @@ async def writer(request: pytest.FixtureRequest) -> AsyncIterator[Worker]:
 
 async def introduce(writer: Worker, reader: Child) -> None:
     await writer.connect(reader.agent, await reader.ask("metadata"))
+    await reader.ask("connect", writer.transport.agent, await writer.metadata())
+    assert writer.transport.paths()[reader.agent] == reader.path
 
 
 def scramble(worker: Worker, seed: int) -> None:
@@ -197,8 +217,10 @@ async def test_nothing_is_written_after_an_abort(writer: Worker, reader: Child) 
     assert after[:BLOCK_BYTES] == writer.pool[0].tobytes()
 
 
-async def test_killed_reader_fails_its_transfer_and_no_other(writer: Worker, reader: Child) -> None:
-    victim = Child("victim-1")
+async def test_killed_reader_fails_its_transfer_and_no_other(
+    writer: Worker, reader: Child, path: str
+) -> None:
+    victim = Child("victim-1", path)
     await introduce(writer, victim)
     await introduce(writer, reader)
     await send_all(writer, victim, "before")
@@ -216,7 +238,7 @@ async def test_killed_reader_fails_its_transfer_and_no_other(writer: Worker, rea
     assert not writer.transport.is_connected(victim.agent)
     await send_all(writer, reader, "with-another-peer")
 
-    restarted = Child("victim-2")
+    restarted = Child("victim-2", path)
     await introduce(writer, restarted)
     scramble(writer, 7)
     await send_all(writer, restarted, "after-restart")
@@ -224,10 +246,11 @@ async def test_killed_reader_fails_its_transfer_and_no_other(writer: Worker, rea
     assert restarted.process.exitcode == 0
 
 
-async def test_killed_writer_leaves_the_reader_with_a_timeout(writer: Worker) -> None:
+async def test_killed_writer_leaves_the_reader_with_a_timeout(writer: Worker, path: str) -> None:
     here = writer
-    child = Child("doomed-writer")
+    child = Child("doomed-writer", path)
     await child.ask("connect", here.transport.agent, here.transport.metadata())
+    await here.connect(child.agent, await child.ask("metadata"))
     destination = await here.expect("unfinished", range(BLOCKS))
     await child.ask("begin", destination, range(BLOCKS // 2))
     child.kill()
@@ -242,9 +265,10 @@ async def test_killed_writer_leaves_the_reader_with_a_timeout(writer: Worker) ->
     assert not here.transport.incoming.is_expecting
 
 
-async def test_foreign_connection_bytes_are_refused(writer: Worker) -> None:
+@pytest.mark.parametrize("bytes_of_nobody", [b"", b"not from NIXL", bytes(4) + b"\4\0\0\0NIXL"])
+async def test_foreign_connection_bytes_are_refused(writer: Worker, bytes_of_nobody: bytes) -> None:
     honest = decode_metadata(writer.transport.metadata())
-    fake = PoolMetadata("stranger", honest.memory, b"not from NIXL")
+    fake = PoolMetadata("stranger", honest.memory, bytes_of_nobody)
 
     with pytest.raises(PreconditionError) as caught:
         await writer.connect("stranger", encode_metadata(fake))
