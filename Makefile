@@ -78,6 +78,10 @@ bench-index: setup ## The prefix index, beside Dynamo's where DYNAMO_PYTHON has 
 bench-sim: setup ## The simulator: its speed and what it says on public traces
 	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m sim.bench $(ARGS)
 
+.PHONY: bench-transfer
+bench-transfer: setup ## KV transfers: speed, cost and what they add (ARGS="--device cuda")
+	@$(BIN)/python -m bench.transfer $(ARGS)
+
 .PHONY: bench-engine
 bench-engine: setup ## The embedded engine beside transformers' generate
 	@$(BIN)/python -m bench.engine $(ARGS)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from baton.errors import PreconditionError, TransferError
 from baton.kv.notices import PoolMetadata
 from baton.kv.transfer import PoolMemory
-from baton.kv.wire import ReceivedNotice
+from baton.kv.wire import WRITE_BYTES, ReceivedNotice
 from baton.kv.wired import DEFAULT_TIMEOUT_S, WiredTransport
 
 
@@ -160,6 +160,10 @@ class InProcessWire:
     def path(self, agent: str) -> str:
         """Returns the backend."""
         return self.backend
+
+    def write_bytes(self, agent: str) -> int:
+        """Returns the most bytes of one write."""
+        return WRITE_BYTES
 
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> _Write:
         """Posts a write."""

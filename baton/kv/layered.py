@@ -69,6 +69,10 @@ class LayeredWire:
         """Returns how bytes get to the peer."""
         return self._by_agent[agent].path(agent)
 
+    def write_bytes(self, agent: str) -> int:
+        """Returns the most bytes of one write."""
+        return self._by_agent[agent].write_bytes(agent)
+
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> WireWrite:
         """Posts a write on the peer's wire."""
         return self._by_agent[agent].write(agent, sources, targets)

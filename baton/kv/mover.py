@@ -158,7 +158,9 @@ class Mover:
             )
         if peer is None:
             self._wire.connect(metadata)
-            self._peers[metadata.agent] = Peer(metadata, self._wire.path(metadata.agent))
+            agent = metadata.agent
+            path, write_bytes = self._wire.path(agent), self._wire.write_bytes(agent)
+            self._peers[agent] = Peer(metadata, path, write_bytes)
 
     def disconnect(self, agent: str, closed: Future[None]) -> None:
         """Fails a peer's transfers; answers once no write to it is under way."""

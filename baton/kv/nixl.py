@@ -21,7 +21,7 @@ import numpy as np
 from baton.errors import PreconditionError, StartupError, TransferError
 from baton.kv.notices import PoolMetadata
 from baton.kv.transfer import PoolMemory
-from baton.kv.wire import ReceivedNotice
+from baton.kv.wire import WRITE_BYTES, ReceivedNotice
 from baton.kv.wired import DEFAULT_TIMEOUT_S, WiredTransport
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,10 @@ class NixlWire:
     def path(self, agent: str) -> str:
         """Returns the backend; which transport UCX took it does not tell."""
         return self.backend
+
+    def write_bytes(self, agent: str) -> int:
+        """Returns the most bytes of one write."""
+        return WRITE_BYTES
 
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> "_NixlWrite":
         """Posts one write; with CMA the bytes are copied here, with the GIL released."""

@@ -1,8 +1,8 @@
 """The writer's side of transfers: pushes become bounded writes, and writes become a receipt.
 
 `OutgoingWrites` lives on the mover's thread; `WiredOutgoing` is its handle for everybody else.
-A push is cut into writes of at most WRITE_BYTES, of which WRITES_UNDER_WAY are posted at a time,
-so that an abort waits for a few milliseconds of copying and not for a whole prompt. Its notice
+A push is cut into writes as large as the wire wants them, of which WRITES_UNDER_WAY are posted at a
+time, so that an abort waits for milliseconds of copying and not for a whole prompt. Its notice
 follows once all its writes ended: one a push and not one a write, because between processes a
 notice costs as much as copying a megabyte.
 """
@@ -22,9 +22,6 @@ from baton.kv.wire import Wire, WireWrite
 
 logger = logging.getLogger(__name__)
 
-WRITE_BYTES = 16 << 20
-"""Most bytes of one write: large enough for full speed, small enough to abort between two."""
-
 WRITES_UNDER_WAY = 4
 """Most writes of one transfer posted at a time."""
 
@@ -35,6 +32,7 @@ class Peer:
 
     metadata: PoolMetadata
     path: str
+    write_bytes: int
     failure: TransferError | None = None
     writes_under_way: int = 0
     closed: list[Future[None]] = field(default_factory=list)
@@ -97,9 +95,9 @@ class OutgoingWrites:
         return not (self._queued or self._posted or self._receipt or self._aborted)
 
     def push(self, sources: tuple[int, ...], offset: int) -> None:
-        """Queues blocks in pieces of at most WRITE_BYTES."""
+        """Queues blocks in pieces of at most the wire's `write_bytes`."""
         push = _Push(sources, offset, len(sources))
-        step = max(1, WRITE_BYTES // max(1, self._peer.metadata.memory.block_bytes))
+        step = max(1, self._peer.write_bytes // max(1, self._peer.metadata.memory.block_bytes))
         for start in range(0, len(sources), step):
             self._queued.append(_Piece(push, start, min(start + step, len(sources))))
 
@@ -131,6 +129,9 @@ class OutgoingWrites:
             self._queued.clear()
         elif self.has_room:
             self._post(self._queued.popleft())
+            # Most wires of one host copy while posting, and a sleep until the next look costs more
+            # than a small write.
+            self._reap()
         if not self._posted and not self._queued:
             self._rest()
         return before != (len(self._posted), len(self._queued))

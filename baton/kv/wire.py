@@ -11,6 +11,9 @@ from typing import NamedTuple, Protocol
 from baton.kv.notices import PoolMetadata
 from baton.kv.transfer import PoolMemory
 
+WRITE_BYTES = 16 << 20
+"""What most wires take as one write."""
+
 
 class ReceivedNotice(NamedTuple):
     """Bytes that the agent `writer` sent behind its data."""
@@ -69,6 +72,10 @@ class Wire(Protocol):
 
     def path(self, agent: str) -> str:
         """Returns how bytes get to a connected peer, for people."""
+        ...
+
+    def write_bytes(self, agent: str) -> int:
+        """Returns the most bytes of one write: enough for full speed, few enough to abort between."""
         ...
 
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> WireWrite:

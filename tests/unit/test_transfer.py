@@ -25,8 +25,8 @@ from baton.kv.notices import (
     encode_metadata,
     encode_notice,
 )
-from baton.kv.outgoing import WRITE_BYTES
 from baton.kv.transfer import KvDestination, KvReceipt, PoolMemory, TransferState
+from baton.kv.wire import WRITE_BYTES
 
 BLOCK_BYTES = 64
 BLOCKS = 32
