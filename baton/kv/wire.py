@@ -75,7 +75,7 @@ class Wire(Protocol):
         ...
 
     def write_bytes(self, agent: str) -> int:
-        """Returns the most bytes of one write: enough for full speed, few enough to abort between."""
+        """Returns the most bytes of one write: enough for full speed, few to wait for."""
         ...
 
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> WireWrite:

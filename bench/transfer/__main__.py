@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bench import report
-from bench.transfer.first_token import SHAPES, Added, Bench, save_model
+from bench.transfer.first_token import SHAPES, Added, Bench, dtype_on, save_model
 from bench.transfer.speed import Speed, connect, disconnect, measure
 
 MIB = 1 << 20
@@ -108,16 +108,15 @@ async def all_added(
 ) -> list[Added]:
     """Measures every prompt length and prints a table."""
     shape = options.shape or ("small" if writer == "cpu" else "1b")
-    dtype = "float32" if writer == "cpu" else "bfloat16"
     with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder), shape, writer, dtype)
-        bench = Bench(Path(folder), writer, reader, dtype, max(lengths))
+        save_model(Path(folder), shape, writer)
+        bench = Bench(Path(folder), writer, reader, shape, max(lengths))
         path = await bench.start(last_core())
         try:
             added = [await bench.measure(tokens, options.prompt_rounds) for tokens in lengths]
         finally:
             await bench.stop()
-    print(f"prefill of a random {shape} Llama in {dtype}, KV by {path}")
+    print(f"prefill of a random {shape} Llama in {dtype_on(writer)}, KV by {path}")
     print(f"{'tokens':>8} {'MB':>8} {'compute ms':>11} {'tail ms':>8} {'slowed ms':>10} "
           f"{'added':>7} {'no overlap':>11}")  # fmt: skip
     for it in added:

@@ -99,7 +99,20 @@ class _Transport(WiredTransport):
         return outgoing if self.overlaps else _Deferred(outgoing)
 
 
-def save_model(folder: Path, shape: str, device: str, dtype: str) -> None:
+def dtype_on(device: str) -> str:
+    """Returns the number format that engines use on a device."""
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def token_bytes(shape: str, device: str) -> int:
+    """Returns the bytes of one token's KV."""
+    have = SHAPES[shape]
+    head = have["hidden_size"] // have["num_attention_heads"]
+    width = head * have["num_key_value_heads"]
+    return 2 * have["num_hidden_layers"] * width * (4 if dtype_on(device) == "float32" else 2)
+
+
+def save_model(folder: Path, shape: str, device: str) -> None:
     """Writes a Llama with random weights and a tokenizer."""
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -109,7 +122,7 @@ def save_model(folder: Path, shape: str, device: str, dtype: str) -> None:
         initializer_range=0.05,
     )
     with torch.device(device):
-        model = LlamaForCausalLM(config).to(getattr(torch, dtype)).eval()
+        model = LlamaForCausalLM(config).to(getattr(torch, dtype_on(device))).eval()
     model.generation_config.eos_token_id = None
     model.save_pretrained(folder)
     vocabulary = {str(token): token for token in range(VOCABULARY)}
@@ -121,29 +134,22 @@ class Bench:
     """A prefill engine here and a decode worker's pool in another process."""
 
     def __init__(
-        self, folder: Path, device: str, reader_device: str, dtype: str, longest: int
+        self, folder: Path, device: str, reader_device: str, shape: str, longest: int
     ) -> None:
         self._reader_device = reader_device
-        self._longest = longest
         self._transport = _Transport("prefill")
         self._engine = TorchEngine(
             TorchEngineOptions(
                 model_dir=str(folder),
-                kv_memory_bytes=self._pool_bytes(folder, dtype),
+                kv_memory_bytes=(longest + 16 * BLOCK_SIZE) * token_bytes(shape, device),
                 block_size=BLOCK_SIZE,
                 device=device,
-                dtype=dtype,
+                dtype=dtype_on(device),
                 token_budget=512 if device == "cpu" else 4096,
                 reuse_prefix=False,
             )
         )
         self._reader: ChildPool | None = None
-
-    def _pool_bytes(self, folder: Path, dtype: str) -> int:
-        config = LlamaConfig.from_pretrained(folder)
-        width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
-        token = 2 * config.num_hidden_layers * width * (4 if dtype == "float32" else 2)
-        return token * (self._longest + 16 * BLOCK_SIZE)
 
     async def start(self, core: int | None) -> str:
         """Starts both sides and returns how bytes get from one to the other."""

@@ -135,7 +135,8 @@ async def _idle_cpu(link: Link) -> float:
     """Returns the CPU seconds that asking and settling take without a transfer."""
     before = time.process_time() + await link.reader.ask("cpu_s")
     await asyncio.sleep(_SETTLE_S)
-    return time.process_time() + float(await link.reader.ask("cpu_s")) - before
+    after_s: float = time.process_time() + await link.reader.ask("cpu_s")
+    return after_s - before
 
 
 def _is_cpu(link: Link) -> bool:
