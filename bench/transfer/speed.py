@@ -133,10 +133,10 @@ async def measure(link: Link, size_bytes: int, rounds: int) -> Speed:
 
 async def _idle_cpu(link: Link) -> float:
     """Returns the CPU seconds that asking and settling take without a transfer."""
-    before = time.process_time() + await link.reader.ask("cpu_s")
+    before_s: float = time.process_time() + await link.reader.ask("cpu_s")
     await asyncio.sleep(_SETTLE_S)
     after_s: float = time.process_time() + await link.reader.ask("cpu_s")
-    return after_s - before
+    return after_s - before_s
 
 
 def _is_cpu(link: Link) -> bool:
