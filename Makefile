@@ -56,6 +56,10 @@ fuzz: setup ## Fuzz one reader of outside input (TARGET=generate_request SECONDS
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	$(BIN)/python -m tests.fuzz $(or $(TARGET),generate_request) --seconds $(or $(SECONDS),60)
 
+.PHONY: test-kv
+test-kv: setup ## Random faults between real workers (ROUNDS=1000 SEED=1)
+	$(BIN)/python -m tests.support.fault_rounds --rounds $(or $(ROUNDS),1000) --seed $(or $(SEED),1) $(ARGS)
+
 .PHONY: e2e-compose
 e2e-compose: setup ## Run the docker compose stack end to end
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/compose_e2e.sh

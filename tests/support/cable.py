@@ -20,20 +20,26 @@ class Cable:
         self.address = f"{host}:{port}"
 
     def plug_in(self, target: str) -> None:
-        """Names the server behind the cable."""
+        """Names the server behind the cable; again, the one that took its place."""
         host, _, port = target.rpartition(":")
+        if self._target.done():
+            self._target = asyncio.get_running_loop().create_future()
         self._target.set_result((host, int(port)))
+
+    async def drop(self) -> None:
+        """Breaks all connections; new ones are taken as before."""
+        connections = list(self._connections)
+        for connection in connections:
+            connection.cancel()
+        if connections:
+            await asyncio.wait(connections)
 
     async def cut(self) -> None:
         """Breaks all connections and refuses new ones."""
         if self._server is None:
             return
         self._server.close()
-        connections = list(self._connections)
-        for connection in connections:
-            connection.cancel()
-        if connections:
-            await asyncio.wait(connections)
+        await self.drop()
         await self._server.wait_closed()
         self._server = None
 
@@ -51,8 +57,8 @@ class Cable:
                     pumps.create_task(_pump(far_reader, writer))
             finally:
                 far_writer.transport.abort()
-        except asyncio.CancelledError:
-            pass  # asyncio's streams log a cancelled handler as an error
+        except (asyncio.CancelledError, ConnectionRefusedError):
+            pass  # asyncio's streams log these as errors; a dead server refuses
         finally:
             self._connections.discard(task)
             writer.transport.abort()

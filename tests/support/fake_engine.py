@@ -27,6 +27,7 @@ from baton.engine.base import (
 )
 from baton.errors import InvalidRequestError, OverloadedError
 from baton.kv.pool import BlockPool, Grant
+from baton.kv.segment import Segment
 from baton.kv.transfer import KvDestination, KvTransport, PoolMemory
 from baton.requests import EngineRequest, FinishReason
 from baton.worker.finish import finish
@@ -68,7 +69,8 @@ class FakeEngine:
         self.step_samples: list[StepSample] = []
         self.pool = BlockPool(blocks, block_size, lambda salt: root_hash("fake", salt))
         self._block_size = block_size
-        self._kv = (ctypes.c_uint64 * blocks)()
+        self._segment = Segment(blocks * BLOCK_BYTES)
+        self._kv = (ctypes.c_uint64 * blocks).from_buffer(self._segment.buffer)
         self._prefills_locally = prefills_locally
         self._transport: KvTransport | None = None
         self._slot = asyncio.Lock()
@@ -94,7 +96,8 @@ class FakeEngine:
     async def start(self, transport: KvTransport) -> None:
         self._transport = transport
         address = ctypes.addressof(self._kv)
-        memory = PoolMemory(address, BLOCK_BYTES, len(self._kv), self.capabilities.kv_layout)
+        layout = self.capabilities.kv_layout
+        memory = PoolMemory(address, BLOCK_BYTES, len(self._kv), layout, segment=self._segment)
         await transport.start(memory)
 
     async def stop(self) -> None:
