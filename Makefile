@@ -136,6 +136,8 @@ proto-check: setup ## Check that the committed stubs are what the protos say
 .PHONY: docs-check
 docs-check: setup ## Check that the generated pages are what the code says
 	$(BIN)/python tools/tuning_doc.py --check
+	$(BIN)/python tools/telemetry_doc.py --check
+	$(BIN)/python tools/monitoring.py --check
 
 ##@ Generate
 
@@ -146,6 +148,8 @@ proto: setup ## Generate the stubs from the protos
 .PHONY: docs
 docs: setup ## Write the generated pages
 	$(BIN)/python tools/tuning_doc.py
+	$(BIN)/python tools/telemetry_doc.py
+	$(BIN)/python tools/monitoring.py
 
 ##@ Clean
 

@@ -35,6 +35,9 @@ def up(
         Path | None,
         typer.Option("--keys", metavar="FILE", help="Key file of `baton key` for the gateway."),
     ] = None,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Offer every service's metrics to Prometheus.")
+    ] = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     token_budget: TokenBudget = None,
@@ -55,6 +58,7 @@ def up(
         compute=ComputeOptions(device, dtype, token_budget),
         gateway_port=gateway_port,
         keys_path=keys,
+        has_metrics=metrics,
     )
     with reporting():
         run_until_signal(_up(options, is_live=not no_ui and sys.stdout.isatty()))
@@ -82,6 +86,8 @@ def _invite(stack: Stack) -> None:
     typer.echo(f'  baton generate "The with statement" --router {router}')
     typer.echo(f'  baton generate --chat "What does open do?" --router {router}')
     typer.echo(f"  baton status --router {router}")
+    if stack.options.has_metrics:
+        typer.echo(f"  prometheus --config.file={stack.prometheus_config}")
     typer.echo("Ctrl-C stops everything.")
 
 

@@ -28,9 +28,9 @@ class StackOptions:
     """How to run a stack. None takes the configuration's value. `compute` is for every worker.
 
     `environ` is added to the environment of this process for all children; `run_dir` receives the
-    logs; a port 0 is any, and without a `gateway_port` there is no gateway. A child gets
-    `ready_timeout_s` to become ready. Without `is_restarting` a child that dies stays dead until
-    `Stack.restart`.
+    logs. A port 0 is any, and without a `gateway_port` there is no gateway. With `has_metrics`
+    every service offers its metrics to Prometheus. A child gets `ready_timeout_s` to become ready.
+    Without `is_restarting` a child that dies stays dead until `Stack.restart`.
     """
 
     config_path: Path | None = None
@@ -39,6 +39,7 @@ class StackOptions:
     router_port: int = ROUTER_PORT
     gateway_port: int | None = None
     keys_path: Path | None = None
+    has_metrics: bool = False
     environ: Mapping[str, str] = field(default_factory=dict)
     run_dir: Path | None = None
     compute: ComputeOptions = field(default_factory=ComputeOptions)
@@ -58,6 +59,7 @@ class Plan:
     router_port: int
     gateway_port: int | None
     keys_path: Path | None
+    has_metrics: bool
     workers: Mapping[Role, int]
     compute: ComputeOptions = field(default_factory=ComputeOptions)
 
@@ -126,6 +128,7 @@ def make_plan(options: StackOptions) -> Plan:
         router_port=options.router_port,
         gateway_port=options.gateway_port,
         keys_path=options.keys_path,
+        has_metrics=options.has_metrics,
         workers={
             Role.PREFILL: _first(options.prefill, pools.prefill.min_replicas),
             Role.DECODE: _first(options.decode, pools.decode.min_replicas),

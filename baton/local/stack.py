@@ -70,6 +70,11 @@ class Stack:
         return self._members[_GATEWAY].address if _GATEWAY in self._members else ""
 
     @property
+    def prometheus_config(self) -> Path:
+        """The configuration for a Prometheus that follows this stack; with metrics only."""
+        return self._supervisor.scrape.config
+
+    @property
     def redis_url(self) -> str:
         """Where the stack's Redis is."""
         return self._shared.redis_url

@@ -13,6 +13,7 @@ from baton.local.child import Child, ChildSpec, start_child
 from baton.local.member import Member, MemberState, StackEvent
 from baton.local.plan import Plan, StackOptions
 from baton.local.roles import Role
+from baton.local.scrape import Scrape
 from baton.state.background import running
 from baton.state.embedded import HOST
 
@@ -42,6 +43,7 @@ class Supervisor:
         self._shared = shared
         self._observe = observe
         self._changed = asyncio.Event()
+        self.scrape = Scrape(shared.plan.run_dir)
 
     async def run(self, member: Member) -> None:
         """Gives the member one life after another until it is stopped or may have no more.
@@ -102,6 +104,10 @@ class Supervisor:
             child.kill()
 
     def _spec(self, member: Member) -> ChildSpec:
+        spec = self._bare_spec(member)
+        return self.scrape.offering(spec, member.role) if self._shared.plan.has_metrics else spec
+
+    def _bare_spec(self, member: Member) -> ChildSpec:
         plan = self._shared.plan
         if member.role is Role.REDIS:
             return plan.redis_spec(member.port)

@@ -53,6 +53,11 @@ ATTR_PREDICTED_TTFT_S = "baton.predicted.ttft_s"
 ATTR_PREDICTED_TPOT_S = "baton.predicted.tpot_s"
 PREDICTED_PART_PREFIX = "baton.predicted."
 """`baton.predicted.<part>_s` for wait, prefill, transfer and admit; they add up to the TTFT."""
+ATTR_STAGE = "baton.stage"
+ATTR_ROLE = "baton.role"
+ATTR_STATE = "state"
+ATTR_PHASE = "phase"
+ATTR_SPAN_KIND = "openinference.span.kind"
 ATTR_SLO_OUTCOME = "baton.slo.outcome"
 """met, or what was missed first: failed, ttft or tpot."""
 ATTR_COST = "baton.cost"
@@ -88,6 +93,13 @@ class Metric:
     meaning: str
     bounds: tuple[float, ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """Returns "histogram", "gauge" or "counter"."""
+        if self.bounds:
+            return "histogram"
+        return "gauge" if self in GAUGES else "counter"
+
 
 TTFT = Metric(
     "gen_ai.server.time_to_first_token",
@@ -121,7 +133,27 @@ SLO_REQUESTS = Metric(
 )
 PREFILLS = Metric("baton.prefills", "{request}", "Prompts computed, by mode and reason.")
 CACHED_TOKENS = Metric("baton.cached_tokens", "{token}", "Prompt tokens found in prefix caches.")
-KV_BYTES = Metric("baton.kv.transferred", "By", "KV bytes received from prefill workers.")
+PREDICTED_CACHED_TOKENS = Metric(
+    "baton.cached_tokens.predicted",
+    "{token}",
+    "Prompt tokens that routers expected to be cached where the prompt was computed.",
+)
+KV_BYTES = Metric(
+    "baton.kv.transferred", "By", "KV bytes received from prefill workers, by pair of workers."
+)
+KV_SECONDS = Metric(
+    "baton.kv.transfer.time",
+    "s",
+    "Seconds in which at least one write of a transfer was under way, by pair of workers.",
+)
+ACTIVE = Metric(
+    "baton.active_requests",
+    "{request}",
+    "Requests at a router, by baton.stage: admission, running.",
+)
+WORKERS = Metric("baton.workers", "{worker}", "Workers that a router knows, by role and state.")
+PERMITS = Metric("baton.admission.permits", "{permit}", "Live permits, by phase: prefill, decode.")
+PERMITS_QUEUED = Metric("baton.admission.queue", "{request}", "Requests waiting for a permit.")
 MIGRATIONS = Metric("baton.migrations", "{request}", "Streams resumed on another decode worker.")
 KV_BLOCKS = Metric("baton.kv.blocks", "{block}", "KV blocks by state: free, cached, owned.")
 KV_LEASES = Metric("baton.kv.leases", "{lease}", "Reservations that wait for a remote prefill.")
@@ -141,12 +173,12 @@ PREDICTION_ERROR = Metric(
 )
 COST_ERROR = Metric(
     "baton.cost.error",
-    "1",
+    "{ratio}",
     "Running mean of |predicted - actual| / actual of a worker's fitted costs, by baton.cost.",
 )
 INDEX_DRIFT = Metric(
     "baton.index.drift",
-    "1",
+    "{ratio}",
     "Largest mean of |expected - found| cached tokens of any worker, as a share of the prompt.",
 )
 ADMISSION_VERDICTS = Metric(
@@ -185,9 +217,66 @@ SLO_BURN_RATE = Metric(
 
 METRICS = (
     TTFT, TPOT, DURATION, HTTP_DURATION, REQUESTS, SLO_REQUESTS, PREFILLS, CACHED_TOKENS,
-    KV_BYTES, MIGRATIONS, KV_BLOCKS,
+    PREDICTED_CACHED_TOKENS, KV_BYTES, KV_SECONDS, ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED,
+    MIGRATIONS, KV_BLOCKS,
     KV_LEASES, QUEUED, STATE_AGE, PREDICTION_ERROR,
     INDEX_DRIFT, COST_ERROR, LOOP_STALL,
     ADMISSION_VERDICTS, ADMISSION_DEGRADATIONS, ADMISSION_WAIT, ADMISSION_PERMITS,
     ADMISSION_QUEUED, WITHOUT_PERMIT, SLO_ATTAINMENT, SLO_BURN_RATE,
 )  # fmt: skip
+
+GAUGES = frozenset(
+    (
+        ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED, KV_BLOCKS, KV_LEASES, QUEUED, STATE_AGE,
+        INDEX_DRIFT, COST_ERROR,
+    )
+)  # fmt: skip
+"""What is read at each export; counters only grow."""
+
+ATTRIBUTES: dict[str, str] = {
+    ATTR_REQUEST_ID: "The request's name, as clients and logs know it. Spans only.",
+    ATTR_PRIORITY: "low, normal or high.",
+    ATTR_TENANT: "Who the request is for. Spans only.",
+    ATTR_PREFILL_WORKER: "Worker that computes or computed the prompt.",
+    ATTR_DECODE_WORKER: "Worker that generates the tokens.",
+    ATTR_PREFILL_MODE: "local or remote.",
+    ATTR_PREFILL_REASON: "Why local or remote, such as LONG_PREFILL.",
+    ATTR_FAILED_ATTEMPTS: "Prefill workers that were asked in vain, with reasons.",
+    ATTR_MATCHED_TOKENS: "Prompt tokens that the index expected, or the cache found.",
+    ATTR_KV_BYTES: "KV bytes moved for the request.",
+    ATTR_KV_BLOCKS: "KV blocks moved for the request.",
+    ATTR_MIGRATIONS: "Times the stream moved to another decode worker.",
+    ATTR_POLICY: "The policy that decided; `baton.policy.*` are the numbers of the split decision.",
+    ATTR_ADMISSION_VERDICT: "granted, queued or fail_open.",
+    ATTR_PREDICTED_TTFT_S: "Predicted seconds from the placement to the first token.",
+    ATTR_PREDICTED_TPOT_S: "Predicted seconds per output token.",
+    f"{PREDICTED_PART_PREFIX}<part>_s": "Parts of the prediction: wait, prefill, transfer, admit.",
+    ATTR_PREDICTION_ERROR: "|predicted - actual| / actual of the TTFT.",
+    ATTR_TTFT_S: "Seconds from the request's arrival to its first token.",
+    ATTR_TPOT_S: "(end - first token) / (output tokens - 1), in seconds.",
+    f"{TTFT_PART_PREFIX}<part>_s": (
+        "Parts of the TTFT: tokenize, admission, route, decode_admit, prefill_queue, "
+        "prefill_compute, kv_transfer, first_step."
+    ),
+    ATTR_STAGE: "admission (waiting for a permit) or running.",
+    ATTR_ROLE: "prefill or decode.",
+    ATTR_STATE: (
+        "Of workers: ready, draining, stale. Of KV blocks: free, cached, owned, unaccounted."
+    ),
+    ATTR_PHASE: "prefill or decode.",
+    ATTR_SLO_OUTCOME: "met, or what was missed first: failed, ttft or tpot.",
+    ATTR_COST: "Which fitted cost: prefill, step or transfer.",
+    ATTR_SPAN_KIND: "LLM on baton.request, CHAIN on its stages, for consoles that tell them apart.",
+    ATTR_OPERATION: "chat or text_completion.",
+    ATTR_PROVIDER: "baton.",
+    ATTR_REQUEST_MODEL: "The model.",
+    ATTR_MAX_TOKENS: "Most tokens to generate.",
+    ATTR_FINISH_REASONS: "stop or length.",
+    ATTR_INPUT_TOKENS: "Prompt tokens.",
+    ATTR_OUTPUT_TOKENS: "Generated tokens.",
+    ATTR_CACHED_TOKENS: "Prompt tokens found in a prefix cache.",
+    ATTR_ERROR_TYPE: "Reason of a failure, such as QUEUE_FULL; absent when it ended well.",
+    ATTR_HTTP_METHOD: "GET or POST.",
+    ATTR_HTTP_ROUTE: "The endpoint.",
+    ATTR_HTTP_STATUS: "The status; 499 when the client left.",
+}

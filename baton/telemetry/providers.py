@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from opentelemetry.context import Context
-from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.metrics import (
     CallbackOptions,
@@ -17,21 +16,27 @@ from opentelemetry.metrics import (
     Observation,
 )
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import NoOpTracer, Span, Status, StatusCode, Tracer
+from opentelemetry.trace import (
+    NoOpTracer,
+    Span,
+    Status,
+    StatusCode,
+    Tracer,
+    set_span_in_context,
+)
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from baton.errors import BatonError
+from baton.telemetry.exporters import metric_readers
 from baton.telemetry.names import ATTR_ERROR_TYPE, Metric
 
 Attributes = Mapping[str, AttributeValue]
 
 _PROPAGATOR = TraceContextTextMapPropagator()
-_EXPORT_EVERY_MS = 5_000
 _SPAN_DELAY_MS = 200
 
 
@@ -110,11 +115,25 @@ class Telemetry:
 
 
 def start_telemetry(service: str, instance: str, otlp_endpoint: str) -> Telemetry:
-    """Makes the providers of this process; with an empty endpoint nothing is even recorded."""
+    """Makes the providers of this process; what is exported nowhere is not even recorded.
+
+    Sampling follows OTEL_TRACES_SAMPLER, metrics OTEL_METRICS_EXPORTER. Raises StartupError.
+    """
+    resource = Resource.create({"service.name": service, "service.instance.id": instance})
+    tracer, stop_traces = _start_traces(resource, otlp_endpoint)
+    meter, stop_metrics = _start_metrics(resource, otlp_endpoint)
+
+    def shutdown() -> None:
+        stop_traces()
+        stop_metrics()
+
+    return Telemetry(tracer, meter, shutdown)
+
+
+def _start_traces(resource: Resource, otlp_endpoint: str) -> tuple[Tracer, Callable[[], None]]:
     if not otlp_endpoint:
         # A recorded span that nobody exports costs a router tens of microseconds each.
-        return Telemetry(NoOpTracer(), NoOpMeter("baton"), lambda: None)
-    resource = Resource.create({"service.name": service, "service.instance.id": instance})
+        return NoOpTracer(), lambda: None
     tracers = TracerProvider(resource=resource, shutdown_on_exit=False)
     tracers.add_span_processor(
         BatchSpanProcessor(
@@ -122,15 +141,21 @@ def start_telemetry(service: str, instance: str, otlp_endpoint: str) -> Telemetr
             schedule_delay_millis=_SPAN_DELAY_MS,
         )
     )
-    exporter = OTLPMetricExporter(endpoint=otlp_endpoint, insecure=True, timeout=2)
-    reader = PeriodicExportingMetricReader(exporter, _EXPORT_EVERY_MS)
-    meters = MeterProvider([reader], resource, shutdown_on_exit=False)
+    return tracers.get_tracer("baton"), tracers.shutdown
 
-    def shutdown() -> None:
-        tracers.shutdown()
+
+def _start_metrics(resource: Resource, otlp_endpoint: str) -> tuple[Meter, Callable[[], None]]:
+    found = list(metric_readers(otlp_endpoint))
+    if not found:
+        return NoOpMeter("baton"), lambda: None
+    meters = MeterProvider([reader for reader, _ in found], resource, shutdown_on_exit=False)
+
+    def stop() -> None:
         meters.shutdown()
+        for _, close in found:
+            close()
 
-    return Telemetry(tracers.get_tracer("baton"), meters.get_meter("baton"), shutdown)
+    return meters.get_meter("baton"), stop
 
 
 def traceparent_of(span: Span) -> str:
@@ -139,6 +164,11 @@ def traceparent_of(span: Span) -> str:
     if not context.is_valid:
         return ""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
+
+
+def exemplar_context(span: Span) -> Context | None:
+    """Returns what links a measurement to a sampled span; None when there is nothing to link."""
+    return set_span_in_context(span) if span.get_span_context().trace_flags.sampled else None
 
 
 def trace_id_of(span: Span) -> str:

@@ -25,7 +25,7 @@ from baton.state.prefix_index import PrefixIndex
 from baton.state.records import WorkerRecord, WorkerRole, new_incarnation
 from baton.state.registry import Registration
 from baton.state.shared_credits import CreditExchange
-from baton.telemetry.names import STATE_AGE
+from baton.telemetry.names import STATE_AGE, WORKERS
 from baton.telemetry.providers import Telemetry
 from baton.v1 import router_pb2_grpc
 from services.router.access import Access
@@ -34,7 +34,7 @@ from services.router.choice import make_policy
 from services.router.credits import FleetCredits, InFlightCredits, Suspects
 from services.router.dispatch import Dispatcher
 from services.router.explanations import Explanations
-from services.router.metrics import RouterMetrics
+from services.router.metrics import RouterMetrics, worker_states
 from services.router.model import ServedModel
 from services.router.permits import PermitClient
 from services.router.pipeline import Pipeline
@@ -109,6 +109,7 @@ async def running_router(
         sessions=Sessions(),
     )
     pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
+    telemetry.gauge(WORKERS, lambda: worker_states(fleet))
     telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
     server = ServiceServer(listening.host, listening.port, [SERVICE], admits_strangers=True)
     servicer = RouterServer(

@@ -83,13 +83,23 @@ def observe_generation(
 
     Says nothing about a worker that the router did not expect to compute, or after a failure.
     """
+    expected = expected_tokens(generation, computed_by)
+    if expected is not None and not generation.failed:
+        drift.observe(computed_by, expected, found_tokens, len(generation.input_ids))
+
+
+def expected_tokens(generation: Generation, computed_by: str) -> int | None:
+    """Returns the cached tokens that the router expected where the prompt was computed.
+
+    None when it did not expect that worker to compute it.
+    """
     decision = generation.decision
-    if decision is None or generation.failed:
-        return
+    if decision is None:
+        return None
     expected = decision.decode.cached_tokens
     if computed_by != decision.decode.worker_id:
         first = decision.prefill_candidates[:1]
         if not first or first[0].worker_id != computed_by:
-            return
+            return None
         expected = max(expected, first[0].cached_tokens)
-    drift.observe(computed_by, expected, found_tokens, len(generation.input_ids))
+    return expected

@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from baton.errors import BatonError
+from baton.state.fleet import FleetView
+from baton.state.records import WorkerRole
 from baton.telemetry import names
 from baton.telemetry.providers import Telemetry
 from baton.v1 import types_pb2
 from services.router.answer import Answer
-from services.router.drift import IndexDrift, observe_generation
+from services.router.drift import IndexDrift, expected_tokens, observe_generation
 from services.router.explanations import Explanations, outcome_of
 from services.router.generation import Generation
 from services.router.requests import BUG, CANCELLED, RequestBook, RequestRecord
@@ -40,13 +42,29 @@ class RouterMetrics:
         self._requests = telemetry.counter(names.REQUESTS)
         self._prefills = telemetry.counter(names.PREFILLS)
         self._cached_tokens = telemetry.counter(names.CACHED_TOKENS)
+        self._predicted_tokens = telemetry.counter(names.PREDICTED_CACHED_TOKENS)
         self._kv_bytes = telemetry.counter(names.KV_BYTES)
+        self._kv_seconds = telemetry.counter(names.KV_SECONDS)
         self._slo_requests = telemetry.counter(names.SLO_REQUESTS)
         self._migrations = telemetry.counter(names.MIGRATIONS)
         self.drift = IndexDrift()
         telemetry.gauge(names.INDEX_DRIFT, lambda: [(self.drift.worst, {})])
         self._prediction_error = telemetry.histogram(names.PREDICTION_ERROR)
         self.active = 0
+        telemetry.gauge(names.ACTIVE, self._stages)
+        self._migrations.add(0, self._common("chat"))  # there from the start, for rates to work
+
+    def _common(self, operation: str) -> dict[str, str]:
+        return {
+            names.ATTR_OPERATION: operation,
+            names.ATTR_PROVIDER: names.PROVIDER,
+            names.ATTR_REQUEST_MODEL: self._model,
+        }
+
+    def _stages(self) -> Iterator[tuple[float, dict[str, str]]]:
+        waiting = self._book.waiting
+        yield waiting, {names.ATTR_STAGE: "admission"}
+        yield self.active - waiting, {names.ATTR_STAGE: "running"}
 
     @contextmanager
     def request(self, operation: str) -> Iterator[RequestRecord]:
@@ -70,15 +88,11 @@ class RouterMetrics:
     def _finish(self, record: RequestRecord) -> None:
         duration_s = self._clock() - record.arrived_s
         slo_outcome = self._book.ended(record)
-        common = {
-            names.ATTR_OPERATION: record.operation,
-            names.ATTR_PROVIDER: names.PROVIDER,
-            names.ATTR_REQUEST_MODEL: self._model,
-        }
+        common = self._common(record.operation)
         outcome = (
             {**common, names.ATTR_ERROR_TYPE: record.error_type} if record.error_type else common
         )
-        self._duration.record(duration_s, outcome)
+        self._duration.record(duration_s, outcome, record.exemplar)
         self._requests.add(
             1,
             {
@@ -98,9 +112,9 @@ class RouterMetrics:
         if record.answer is not None:
             self._count_prefill(record.answer, record.generation, common)
         if record.figures is not None:
-            self._ttft.record(record.figures.ttft_s, common)
+            self._ttft.record(record.figures.ttft_s, common, record.exemplar)
             if record.figures.tpot_s is not None:
-                self._tpot.record(record.figures.tpot_s, common)
+                self._tpot.record(record.figures.tpot_s, common, record.exemplar)
         self._explain(record, common)
         self._log(record, duration_s)
 
@@ -132,7 +146,20 @@ class RouterMetrics:
         observe_generation(
             self.drift, generation, prefilled.prefill_worker_id, prefilled.cached_tokens
         )
-        self._kv_bytes.add(answer.kv_bytes, common)
+        expected = expected_tokens(generation, prefilled.prefill_worker_id)
+        if expected is not None:
+            self._predicted_tokens.add(expected, common)
+        self._count_transfer(answer, generation)
+
+    def _count_transfer(self, answer: Answer, generation: Generation) -> None:
+        if answer.prefilled is None or generation.decision is None or not answer.kv_bytes:
+            return
+        pair = {
+            names.ATTR_PREFILL_WORKER: answer.prefilled.prefill_worker_id,
+            names.ATTR_DECODE_WORKER: generation.decision.decode.worker_id,
+        }
+        self._kv_bytes.add(answer.kv_bytes, pair)
+        self._kv_seconds.add(answer.prefilled.receipt.transfer_s, pair)
 
     def _log(self, record: RequestRecord, duration_s: float) -> None:
         generation, figures = record.generation, record.figures
@@ -157,3 +184,16 @@ class RouterMetrics:
 def mode_name(mode: types_pb2.PrefillMode.ValueType) -> str:
     """Returns "local", "remote" or "unspecified"."""
     return types_pb2.PrefillMode.Name(mode).removeprefix("PREFILL_MODE_").lower()
+
+
+def worker_states(fleet: FleetView) -> Iterator[tuple[float, dict[str, str]]]:
+    """Yields how many workers of each role are ready, draining or stale; zeros included."""
+    now_s = time.monotonic()
+    for role in (WorkerRole.PREFILL, WorkerRole.DECODE):
+        counts = dict.fromkeys(("ready", "draining", "stale"), 0)
+        for view in fleet.workers(role):
+            is_draining = view.stats is not None and view.stats.draining
+            state = "draining" if is_draining else "stale" if view.is_stale(now_s) else "ready"
+            counts[state] += 1
+        for state, count in counts.items():
+            yield count, {names.ATTR_ROLE: role.value, names.ATTR_STATE: state}

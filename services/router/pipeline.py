@@ -8,7 +8,7 @@ from opentelemetry.trace import Span
 
 from baton.errors import DeadlineError
 from baton.telemetry import names
-from baton.telemetry.providers import Telemetry, trace_id_of, traceparent_of
+from baton.telemetry.providers import Telemetry, exemplar_context, trace_id_of, traceparent_of
 from baton.v1 import router_pb2
 from services.router.answer import Answer
 from services.router.candidates import Candidates
@@ -59,6 +59,7 @@ class Pipeline:
             names.ATTR_OPERATION: operation,
             names.ATTR_PROVIDER: names.PROVIDER,
             names.ATTR_REQUEST_MODEL: self._model.name,
+            names.ATTR_SPAN_KIND: "LLM",
         }
         with (
             self._metrics.request(operation) as record,
@@ -180,6 +181,7 @@ def _describe(incoming: Incoming, record: RequestRecord, span: Span) -> None:
     record.trace_id = trace_id_of(span)
     if not span.is_recording():
         return
+    record.exemplar = exemplar_context(span)
     span.set_attributes(
         {
             names.ATTR_REQUEST_ID: incoming.request_id,

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from opentelemetry.context import Context
+
 from baton.requests import Priority
 from baton.rpc.status import duration
 from baton.v1 import router_pb2, types_pb2
@@ -34,6 +36,7 @@ class RequestRecord:
     priority: Priority | None = None
     tenant: str = ""
     trace_id: str = ""
+    exemplar: Context | None = None
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     verdict: str = ""

@@ -67,7 +67,7 @@ def requirements(extra: str) -> set[str]:
 
 def test_stack_is_that_of_baton_up_with_console_and_metrics() -> None:
     default = {name for name, s in services().items() if s.get("profiles", ["cpu"]) == ["cpu"]}
-    assert default == {"redis", *IMAGES, "collector", "jaeger", "prometheus"}
+    assert default == {"redis", *IMAGES, "collector", "jaeger", "prometheus", "grafana"}
     assert variables()["COMPOSE_PROFILES"] == "cpu"
 
 
@@ -119,7 +119,7 @@ def test_only_what_clients_call_takes_a_fixed_port_and_all_stay_on_loopback() ->
 
 def test_images_are_pinned_in_the_env_file() -> None:
     used = {name: s["image"] for name, s in services().items()}
-    for name in ("redis", "collector", "jaeger", "prometheus"):
+    for name in ("redis", "collector", "jaeger", "prometheus", "grafana"):
         variable = re.fullmatch(r"\$\{(\w+_IMAGE):\?set in \.env\}", used[name])
         assert variable, used[name]
         assert re.search(r":v?\d+\.\d+\.\d+", variables()[variable[1]])

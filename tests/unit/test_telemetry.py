@@ -1,11 +1,15 @@
 """Spans and metrics through a real OTLP/gRPC receiver."""
 
 from collections.abc import Iterator
+from urllib.request import urlopen
 
 import pytest
 
+from baton.errors import StartupError
+from baton.local.probes import free_port
 from baton.telemetry import names
-from baton.telemetry.providers import start_telemetry, traceparent_of
+from baton.telemetry.exporters import SERIES_PER_METRIC
+from baton.telemetry.providers import exemplar_context, start_telemetry, traceparent_of
 from tests.support.otlp import OtlpReceiver
 
 
@@ -64,3 +68,65 @@ def test_names_are_unique_and_explained() -> None:
     assert len(metrics) == len(set(metrics))
     assert all(metric.meaning.endswith((".", ")")) for metric in names.METRICS)
     assert all(meaning.endswith(".") for meaning in names.SPANS.values())
+
+
+def test_every_attribute_is_explained() -> None:
+    spelled = {value for name, value in vars(names).items() if name.startswith("ATTR_")}
+    explained = {name for name in names.ATTRIBUTES if not name.endswith("<part>_s")}
+    assert spelled == explained
+
+
+def test_prometheus_fetches_the_metrics_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    port = free_port("127.0.0.1")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(port))
+    telemetry = start_telemetry("router", "router-0", "")
+    try:
+        telemetry.counter(names.KV_BYTES).add(7, {"a.b": "c"})
+        with pytest.raises(StartupError, match="OTEL_EXPORTER_PROMETHEUS_PORT"):
+            start_telemetry("router", "router-1", "")
+        with urlopen(f"http://127.0.0.1:{port}/metrics") as answer:
+            text = answer.read().decode()
+    finally:
+        telemetry.shutdown()
+    assert 'baton_kv_transferred_bytes_total{a_b="c"} 7.0' in text
+
+
+def test_an_unknown_exporter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "graphite")
+    with pytest.raises(StartupError, match="graphite"):
+        start_telemetry("router", "router-0", "")
+
+
+def test_series_are_bounded(receiver: OtlpReceiver) -> None:
+    telemetry = start_telemetry("router", "router-0", receiver.endpoint)
+    counter = telemetry.counter(names.KV_BYTES)
+    for at in range(SERIES_PER_METRIC + 50):
+        counter.add(1, {names.ATTR_DECODE_WORKER: str(at)})
+    telemetry.shutdown()
+    (metric,) = [m for m in receiver.metrics if m.name == names.KV_BYTES.name]
+    assert len(metric.sum.data_points) <= SERIES_PER_METRIC + 1  # the rest in one
+    assert sum(point.as_int for point in metric.sum.data_points) == SERIES_PER_METRIC + 50
+
+
+def test_sampling_follows_the_standard_environment(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "parentbased_always_off")
+    telemetry = start_telemetry("router", "router-0", receiver.endpoint)
+    with telemetry.span(names.SPAN_REQUEST):
+        pass
+    with telemetry.span(names.SPAN_ROUTE, "00-" + "1" * 32 + "-" + "2" * 16 + "-01"):
+        pass
+    telemetry.shutdown()
+    assert [span.name for span in receiver.spans] == [names.SPAN_ROUTE]
+
+
+def test_a_measurement_leads_to_its_trace(receiver: OtlpReceiver) -> None:
+    telemetry = start_telemetry("router", "router-0", receiver.endpoint)
+    with telemetry.span(names.SPAN_REQUEST) as span:
+        telemetry.histogram(names.TTFT).record(0.3, {}, exemplar_context(span))
+    telemetry.shutdown()
+    (metric,) = [m for m in receiver.metrics if m.name == names.TTFT.name]
+    (exemplar,) = metric.histogram.data_points[0].exemplars
+    assert exemplar.trace_id == receiver.spans[0].trace_id
