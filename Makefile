@@ -33,6 +33,10 @@ demo: setup ## Start a small mesh, send four requests, show where the time went,
 up: setup ## Start the mesh here until Ctrl-C (options: ARGS="--decode 2")
 	@$(BIN)/baton up $(ARGS)
 
+.PHONY: trace-console
+trace-console: setup ## Start a mesh with a tracing console, print the page of one request's trace
+	@$(BIN)/python tools/trace_console.py $(ARGS)
+
 ##@ Test
 
 .PHONY: test
@@ -59,6 +63,10 @@ fuzz: setup ## Fuzz one reader of outside input (TARGET=generate_request SECONDS
 .PHONY: test-kv
 test-kv: setup ## Random faults between real workers (ROUNDS=1000 SEED=1)
 	$(BIN)/python -m tests.support.fault_rounds --rounds $(or $(ROUNDS),1000) --seed $(or $(SEED),1) $(ARGS)
+
+.PHONY: console-tools
+console-tools: ## Install Chromium and Prometheus, which a few tests need (Debian, root)
+	@bash tools/console_tools.sh
 
 .PHONY: e2e-compose
 e2e-compose: setup ## Run the docker compose stack end to end

@@ -76,8 +76,8 @@ HITS = f"sum ({rate('baton_cached_tokens_total')})"
 HITS_EXPECTED = f"sum ({rate('baton_cached_tokens_predicted_total')})"
 PAIR = "baton_worker_prefill, baton_worker_decode"
 PAIR_NAME = "{{baton_worker_prefill}} to {{baton_worker_decode}}"
-MOVED = rates("baton_kv_transferred_bytes_total", "{PAIR}")
-MOVING = rates("baton_kv_transfer_time_seconds_total", "{PAIR}")
+MOVED = rates("baton_kv_transferred_bytes_total", PAIR)
+MOVING = rates("baton_kv_transfer_time_seconds_total", PAIR)
 POOL = "sum by (job, instance) (baton_kv_blocks)"
 OWNED = f'sum by (job, instance) (baton_kv_blocks{{state="owned"}}) / {POOL}'
 FAILED = f"sum ({rate('baton_requests_total', NOT_WELL)}) or vector(0)"

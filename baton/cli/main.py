@@ -2,7 +2,7 @@
 
 import typer
 
-from baton.cli import certs, config, demo, explain, generate, key, simulate, status, up
+from baton.cli import certs, config, demo, explain, generate, key, simulate, status, top, up
 
 app = typer.Typer(
     name="baton",
@@ -14,6 +14,7 @@ app = typer.Typer(
 app.command("up")(up.up)
 app.command("generate")(generate.generate)
 app.command("status")(status.status)
+app.command("top")(top.top)
 app.command("explain")(explain.explain)
 app.command("key")(key.key)
 app.command("demo")(demo.demo)

@@ -5,7 +5,7 @@ from typing import Any
 
 from baton.client import Completion, Timing
 
-_PARTS = (
+PARTS = (
     ("tokenize", "tokenize_s"),
     ("admission", "admission_s"),
     ("route", "route_s"),
@@ -38,7 +38,7 @@ def summary(done: Completion) -> list[str]:
 
 def times(timing: Timing) -> str:
     """Returns TTFT with its parts, TPOT and the total; parts below 0.05 ms are left out."""
-    parts = [(name, 1000 * getattr(timing, field)) for name, field in _PARTS]
+    parts = [(name, 1000 * getattr(timing, field)) for name, field in PARTS]
     split = " + ".join(f"{name} {ms:.1f}" for name, ms in parts if ms >= 0.05)
     tpot = "" if timing.tpot_s is None else f", TPOT {1000 * timing.tpot_s:.1f} ms"
     total = f", total {1000 * timing.total_s:.0f} ms"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from starlette.requests import Request
 
-from baton.api_keys import OPERATOR, ApiKeys
+from baton.api_keys import OPERATOR, ApiKeys, KeyFile
 from services.gateway.failures import DeniedError
 
 _SCHEME = "bearer "
@@ -14,7 +14,7 @@ _SCHEME = "bearer "
 class Access:
     """Without keys everybody may do everything, as nobody."""
 
-    keys: ApiKeys | None
+    keys: ApiKeys | KeyFile | None
 
     def tenant(self, request: Request) -> str:
         """Returns the tenant; empty without keys. Raises DeniedError."""
@@ -23,7 +23,7 @@ class Access:
         header = request.headers.get("authorization", "")
         if not header.lower().startswith(_SCHEME):
             raise DeniedError("an API key is needed: Authorization: Bearer KEY")
-        tenant = self.keys.tenant_of(header[len(_SCHEME) :].strip())
+        tenant = self.keys.current().tenant_of(header[len(_SCHEME) :].strip())
         if tenant is None:
             raise DeniedError("the API key is not known")
         return tenant

@@ -10,7 +10,7 @@ import typer
 import uvicorn
 import uvloop
 
-from baton.api_keys import load_keys
+from baton.api_keys import KeyFile as KeysOnDisk
 from baton.client import RouterClient
 from baton.config import Config, load_config
 from baton.errors import ConfigError, StartupError
@@ -45,7 +45,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         settings = load_config(config)
-        access = Access(load_keys(keys) if keys is not None else None)
+        access = Access(KeysOnDisk(keys) if keys is not None else None)
         uvloop.run(_run(settings, host or settings.mesh.host, port, name, router, access))
     except (ConfigError, StartupError) as error:
         typer.echo(f"error: {error}", err=True)

@@ -99,7 +99,7 @@ async def test_every_panel_and_alert_has_data(tmp_path: Path) -> None:
     options = StackOptions(
         prefill=1, decode=2, router_port=0, gateway_port=0, has_metrics=True,
         run_dir=tmp_path / "run", is_restarting=False,
-        environ={"BATON_ENGINE__KIND": "simulated", "BATON_SPLIT_POLICY__POLICY": "weighted"},
+        environ={"BATON_ENGINE__KIND": "simulated"},
     )  # fmt: skip
     async with (
         Stack(options) as stack,
