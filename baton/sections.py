@@ -64,6 +64,11 @@ class Cache(_Section):
     )
     block_size: int = Field(default=16, ge=1, le=512, description="Tokens per KV block. Tokens.")
     kv_memory_mib: int = Field(default=256, ge=1, description="Size of a worker's KV pool. MiB.")
+    host_memory_mib: int = Field(
+        default=0,
+        ge=0,
+        description="Host memory of a worker for blocks that its pool evicts; 0 drops them. MiB.",
+    )
 
 
 class EngineSection(_Section):

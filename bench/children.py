@@ -64,9 +64,11 @@ async def wait_for_line(child: Child, start: str, timeout_s: float = START_TIMEO
         await asyncio.sleep(_POLL_S)
 
 
-async def run_for_json(name: str, command: Sequence[str], directory: Path) -> dict[str, Any]:
+async def run_for_json(
+    name: str, command: Sequence[str], directory: Path, environ: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Runs a program to its end and returns its last line, read as JSON."""
-    async with running_child(name, command, directory) as child:
+    async with running_child(name, command, directory, environ) as child:
         code = await child.wait()
         if code != 0:
             raise ChildFailed(f"{name} ended with {code}:\n" + _tail(child))

@@ -83,12 +83,15 @@ async def running_mesh(plan: MeshPlan, directory: Path) -> AsyncIterator[Mesh]:
             )
         )
         address = f"{_HOST}:{port}"
-        await _wait_for_workers(address, plan.prefill + plan.decode, router.spec.log)
+        await wait_for_workers(address, plan.prefill + plan.decode, router.spec.log)
         yield Mesh(address, router.pid, fleet.pid, redis.url)
 
 
-async def _wait_for_workers(address: str, workers: int, log: Path) -> None:
-    deadline_s = time.monotonic() + START_TIMEOUT_S
+async def wait_for_workers(
+    address: str, workers: int, log: Path, timeout_s: float = START_TIMEOUT_S
+) -> None:
+    """Returns once the router sees as many workers. Raises ChildFailed after the time."""
+    deadline_s = time.monotonic() + timeout_s
     async with open_channel(address) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         while await _workers(stub) < workers:

@@ -77,4 +77,7 @@ def kv_bar(stats: types_pb2.WorkerStats) -> str:
     cached = min(_BAR_CELLS - owned, round(_BAR_CELLS * stats.kv_blocks_cached / total))
     bar = "\u2588" * owned + "\u2592" * cached + "\u2591" * (_BAR_CELLS - owned - cached)
     used = 100 * stats.kv_blocks_owned / total
-    return f"{bar} {used:.0f} % + {100 * stats.kv_blocks_cached / total:.0f} % cached"
+    text = f"{bar} {used:.0f} % + {100 * stats.kv_blocks_cached / total:.0f} % cached"
+    if stats.kv_host_total:
+        text += f", {100 * stats.kv_host_used / stats.kv_host_total:.0f} % of host"
+    return text

@@ -38,7 +38,8 @@ class EngineCapabilities:
 class EngineStats:
     """Load and KV accounting at one moment. `free + cached + owned == total` always holds.
 
-    `kv_leases` are reservations that nobody took over or released yet.
+    `kv_leases` are reservations that nobody took over or released yet. `kv_host_*` are the blocks
+    of host memory below the pool; `preemptions` counts requests that lost their blocks for a while.
     """
 
     queued_requests: int
@@ -51,6 +52,9 @@ class EngineStats:
     kv_blocks_owned: int
     kv_leases: int
     busy_share: float
+    kv_host_total: int = 0
+    kv_host_used: int = 0
+    preemptions: int = 0
 
 
 class PrefillSample(NamedTuple):

@@ -3,7 +3,9 @@
 Bookkeeping only; the bytes live with the engine. Blocks that hold a computed prefix form trees:
 a cached block names its parent block, so that two prompts share what they have in common. Reuse
 walks from the root and compares token ids, because a 64-bit hash can collide. Eviction takes
-the least recently used leaf, so that no cached block ever loses its ancestors.
+the least recently used leaf, so that no cached block ever loses its ancestors. With host memory
+below it (baton/kv/host.py), evicted blocks move there and come back when a prompt wants them; they
+count as cached all the while, and only what the host memory drops is reported as removed.
 """
 
 import heapq
@@ -14,6 +16,7 @@ from typing import NamedTuple
 
 from baton.blocks import blocks_for, chain_hash, token_bytes
 from baton.engine.base import BlocksCleared, BlocksRemoved, BlocksStored, KvEvent
+from baton.kv.host import HostBlock, HostCounts, HostMemory, HostTier, Move
 from baton.kv.ledger import BlockLedger, Lease, PoolCounts
 
 MAX_EVENTS = 16384
@@ -37,6 +40,13 @@ class _CachedBlock:
     last_use: int = 0
 
 
+class _Prefix(NamedTuple):
+    """The cached start of a prompt: blocks of the pool, then such as are in host memory."""
+
+    blocks: list[int]
+    in_host: list[HostBlock]
+
+
 class BlockPool:
     """Paged KV bookkeeping with a prefix cache. Thread-safe; every call is short.
 
@@ -52,6 +62,7 @@ class BlockPool:
         *,
         reuse_prefix: bool = True,
         max_events: int = MAX_EVENTS,
+        host: HostMemory | None = None,
     ) -> None:
         self.block_size = block_size
         self._root_of = root_of
@@ -65,6 +76,8 @@ class BlockPool:
         self._clock = 0
         self._events: list[KvEvent] = []
         self._lost_events = False
+        self._host = host
+        self._tier = HostTier(0 if host is None else host.slot_count)
 
     def match(self, input_ids: Sequence[int], cache_salt: str = "") -> int:
         """Returns how many tokens at the start are cached; pins nothing.
@@ -72,7 +85,8 @@ class BlockPool:
         At least the last token is never counted, since somebody has to compute its logits.
         """
         with self._lock:
-            return len(self._walk(input_ids, self._root_of(cache_salt))) * self.block_size
+            found = self._walk(input_ids, self._root_of(cache_salt))
+            return (len(found.blocks) + len(found.in_host)) * self.block_size
 
     def reserve(
         self, owner: str, input_ids: Sequence[int], cache_salt: str = "", *, spare_blocks: int = 0
@@ -85,18 +99,21 @@ class BlockPool:
         root = self._root_of(cache_salt)
         with self._lock:
             assert owner not in self._ledger.leases, f"{owner} reserves twice"
-            prefix = self._walk(input_ids, root)
+            prefix, in_host = self._walk(input_ids, root)
             fresh = blocks_for(len(input_ids), self.block_size) - len(prefix)
             revived = sum(not self._ledger.is_owned(block) for block in prefix)
             if self._available() < fresh + revived + spare_blocks:
                 return None
             for block in prefix:
                 self._ledger.pin(block)
+            self._tier.hold(in_host)
             table = prefix + self._take(fresh)
-            tail = prefix[-1] if prefix else None
-            self._ledger.leases[owner] = Lease(root, table, [], len(prefix), tail)
+            self._restore(in_host, table, len(prefix))
+            cached = len(prefix) + len(in_host)
+            tail = table[cached - 1] if cached else None
+            self._ledger.leases[owner] = Lease(root, table, [], cached, tail)
             self._ledger.check()
-            return Grant(tuple(table), len(prefix) * self.block_size)
+            return Grant(tuple(table), cached * self.block_size)
 
     def grow(self, owner: str, tokens: int) -> tuple[int, ...] | None:
         """Extends the owner's table to hold `tokens` tokens; returns the new blocks.
@@ -159,7 +176,12 @@ class BlockPool:
     def cached_hashes(self) -> list[int]:
         """Returns the hashes of all blocks that `match` can find."""
         with self._lock:
-            return list(self._by_hash)
+            return [*self._by_hash, *self._tier.hashes()]
+
+    def host_counts(self) -> HostCounts:
+        """Returns the slots of the host memory by state."""
+        with self._lock:
+            return self._tier.counts()
 
     def audit(self) -> None:
         """Asserts every invariant, visiting every block. For tests and after faults."""
@@ -174,21 +196,41 @@ class BlockPool:
                 assert entry.children == children[block]
                 assert self._by_hash[entry.hash] == block
             assert len(self._by_hash) == len(self._cached)
+            self._tier.audit()
+            assert not self._by_hash.keys() & set(self._tier.hashes()), "a block is in two tiers"
 
-    def _walk(self, input_ids: Sequence[int], root: int) -> list[int]:
+    def _walk(self, input_ids: Sequence[int], root: int) -> "_Prefix":
         size = self.block_size
         prefix: list[int] = []
+        in_host: list[HostBlock] = []
         parent, parent_hash = None, root
         # One block at a time: most walks end early, and the last token is never looked up.
         for start in range(0, len(input_ids) - size, size):
             tokens = token_bytes(input_ids[start : start + size])
-            parent_hash = chain_hash(parent_hash, tokens)
-            block = self._by_hash.get(parent_hash)
-            if block is None or not self._is_same(block, parent, root, tokens):
+            block_hash = chain_hash(parent_hash, tokens)
+            block = None if in_host else self._by_hash.get(block_hash)
+            if block is not None and self._is_same(block, parent, root, tokens):
+                prefix.append(block)
+                parent = block
+            elif (below := self._tier.find(block_hash, parent_hash, tokens)) is not None:
+                in_host.append(below)
+            else:
                 break
-            prefix.append(block)
+            parent_hash = block_hash
+        return _Prefix(prefix, in_host)
+
+    def _restore(self, in_host: Sequence[HostBlock], table: Sequence[int], first: int) -> None:
+        """Brings blocks back from host memory, into the table's blocks from `first` on."""
+        if not in_host:
+            return
+        assert self._host is not None
+        blocks = table[first : first + len(in_host)]
+        self._host.restore([Move(b, it.slot) for b, it in zip(blocks, in_host, strict=True)])
+        self._tier.taken(in_host)
+        parent = table[first - 1] if first else None
+        for block, it in zip(blocks, in_host, strict=True):
+            self._insert(block, _CachedBlock(it.hash, it.parent_hash, parent, it.tokens))
             parent = block
-        return prefix
 
     def _is_same(self, block: int, parent: int | None, root: int, tokens: bytes) -> bool:
         entry = self._cached[block]
@@ -212,6 +254,7 @@ class BlockPool:
             if twin is None:
                 first_parent = first_parent if stored else parent_hash
                 stored.append(block_hash)
+                self._tier.discard(block_hash)
                 block = lease.table[lease.committed]
                 self._insert(block, _CachedBlock(block_hash, parent_hash, lease.tail, tokens))
                 lease.tail = block
@@ -248,14 +291,26 @@ class BlockPool:
 
     def _take(self, count: int) -> list[int]:
         removed: list[int] = []
+        saved: dict[int, int] = {}
         while self._ledger.counts().free < count:
-            removed.append(self._evict())
+            block, entry = self._evict()
+            slot, dropped = self._tier.admit(entry.hash, entry.parent_hash, entry.tokens)
+            if dropped is not None:
+                removed.append(dropped)
+            if slot is None:
+                removed.append(entry.hash)
+            else:
+                # A small tier may give one slot away twice; the later block is the one to keep.
+                saved[slot] = block
+        if saved:
+            assert self._host is not None
+            self._host.save([Move(block, slot) for slot, block in saved.items()])
         if removed:
             self._record(BlocksRemoved(tuple(removed)))
         return [self._ledger.take_free() for _ in range(count)]
 
-    def _evict(self) -> int:
-        """Evicts the least recently used leaf and returns its hash."""
+    def _evict(self) -> tuple[int, _CachedBlock]:
+        """Evicts the least recently used leaf; returns it and what it held."""
         while True:
             last_use, block = heapq.heappop(self._leaves)
             if self._is_leaf(block) and self._cached[block].last_use == last_use:
@@ -266,7 +321,7 @@ class BlockPool:
         if entry.parent is not None:
             self._cached[entry.parent].children -= 1
             self._push_leaf(entry.parent)
-        return entry.hash
+        return block, entry
 
     def _is_leaf(self, block: int) -> bool:
         entry = self._cached.get(block)
@@ -295,4 +350,5 @@ class BlockPool:
         events += [
             BlocksStored(entry.parent_hash, (entry.hash,)) for entry in self._cached.values()
         ]
+        events += [BlocksStored(below.parent_hash, (below.hash,)) for below in self._tier]
         return events

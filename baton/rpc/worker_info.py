@@ -51,6 +51,9 @@ def _stats_message(stats: WorkerStats) -> types_pb2.WorkerStats:
         kv_leases=stats.kv_leases,
         busy_share=stats.busy_share,
         draining=stats.draining,
+        kv_host_total=stats.kv_host_total,
+        kv_host_used=stats.kv_host_used,
+        preemptions=stats.preemptions,
     )
     message.taken_at.FromNanoseconds(round(stats.taken_at_s * 1e9))
     return message

@@ -79,6 +79,9 @@ class WorkerStats:
     busy_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     draining: bool = False
     costs: CostModel | None = None
+    kv_host_total: NonNegativeInt = 0
+    kv_host_used: NonNegativeInt = 0
+    preemptions: NonNegativeInt = 0
 
     @classmethod
     def of_engine(
@@ -103,6 +106,9 @@ class WorkerStats:
             busy_share=engine.busy_share,
             draining=draining,
             costs=costs,
+            kv_host_total=engine.kv_host_total,
+            kv_host_used=engine.kv_host_used,
+            preemptions=engine.preemptions,
         )
 
 

@@ -155,7 +155,9 @@ WORKERS = Metric("baton.workers", "{worker}", "Workers that a router knows, by r
 PERMITS = Metric("baton.admission.permits", "{permit}", "Live permits, by phase: prefill, decode.")
 PERMITS_QUEUED = Metric("baton.admission.queue", "{request}", "Requests waiting for a permit.")
 MIGRATIONS = Metric("baton.migrations", "{request}", "Streams resumed on another decode worker.")
-KV_BLOCKS = Metric("baton.kv.blocks", "{block}", "KV blocks by state: free, cached, owned.")
+KV_BLOCKS = Metric(
+    "baton.kv.blocks", "{block}", "KV blocks by state: free, cached, owned, host (evicted)."
+)
 KV_LEASES = Metric("baton.kv.leases", "{lease}", "Reservations that wait for a remote prefill.")
 QUEUED = Metric("baton.queue.requests", "{request}", "Requests waiting for an engine.")
 STATE_AGE = Metric("baton.state.age", "s", "Seconds since Redis last confirmed the fleet's state.")

@@ -396,6 +396,9 @@ class WorkerStats(_message.Message):
     KV_LEASES_FIELD_NUMBER: _builtins.int
     BUSY_SHARE_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    KV_HOST_TOTAL_FIELD_NUMBER: _builtins.int
+    KV_HOST_USED_FIELD_NUMBER: _builtins.int
+    PREEMPTIONS_FIELD_NUMBER: _builtins.int
     queued_requests: _builtins.int
     """Requests waiting for prefill."""
     queued_tokens: _builtins.int
@@ -418,6 +421,12 @@ class WorkerStats(_message.Message):
     """Share of the last second in which the engine computed, 0 to 1."""
     draining: _builtins.bool
     """True once the worker takes no new work."""
+    kv_host_total: _builtins.int
+    """Blocks that fit into the host memory below the pool."""
+    kv_host_used: _builtins.int
+    """Of them, those that hold evicted blocks of the prefix cache."""
+    preemptions: _builtins.int
+    """How often a running request gave its blocks back since the start."""
     @_builtins.property
     def taken_at(self) -> _timestamp_pb2.Timestamp:
         """When the worker took these figures."""
@@ -437,10 +446,13 @@ class WorkerStats(_message.Message):
         kv_leases: _builtins.int = ...,
         busy_share: _builtins.float = ...,
         draining: _builtins.bool = ...,
+        kv_host_total: _builtins.int = ...,
+        kv_host_used: _builtins.int = ...,
+        preemptions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["taken_at", b"taken_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_share", b"busy_share", "decoding_requests", b"decoding_requests", "draining", b"draining", "kv_blocks_cached", b"kv_blocks_cached", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_owned", b"kv_blocks_owned", "kv_blocks_total", b"kv_blocks_total", "kv_leases", b"kv_leases", "prefilling_requests", b"prefilling_requests", "queued_requests", b"queued_requests", "queued_tokens", b"queued_tokens", "taken_at", b"taken_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_share", b"busy_share", "decoding_requests", b"decoding_requests", "draining", b"draining", "kv_blocks_cached", b"kv_blocks_cached", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_owned", b"kv_blocks_owned", "kv_blocks_total", b"kv_blocks_total", "kv_host_total", b"kv_host_total", "kv_host_used", b"kv_host_used", "kv_leases", b"kv_leases", "preemptions", b"preemptions", "prefilling_requests", b"prefilling_requests", "queued_requests", b"queued_requests", "queued_tokens", b"queued_tokens", "taken_at", b"taken_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ def build_engine(config: Config, compute: ComputeOptions) -> Engine:
     options = torch_engine.TorchEngineOptions(
         model_dir=str(directory),
         kv_memory_bytes=config.cache.kv_memory_mib * _MIB,
+        host_memory_bytes=config.cache.host_memory_mib * _MIB,
         block_size=config.cache.block_size,
         device=compute.device,
         dtype=compute.dtype,

@@ -85,6 +85,7 @@ class Figures:
             yield stats.kv_blocks_free, {"state": "free"}
             yield stats.kv_blocks_cached, {"state": "cached"}
             yield stats.kv_blocks_owned, {"state": "owned"}
+            yield stats.kv_host_used, {"state": "host"}
             # Zero unless the accounting broke: the one to alert on.
             yield _unaccounted(stats), {"state": "unaccounted"}
 

@@ -10,6 +10,7 @@ import torch
 from baton.blocks import root_hash
 from baton.engine.admit import ReservationBook
 from baton.engine.base import EngineCapabilities
+from baton.engine.torch.host_memory import TorchHostMemory
 from baton.engine.torch.loop import Output, StepLoop
 from baton.engine.torch.model import LoadedModel, load_model
 from baton.engine.torch.runner import StepRunner, allocate_kv, kv_layout
@@ -32,6 +33,7 @@ class TorchEngineOptions:
 
     model_dir: str
     kv_memory_bytes: int
+    host_memory_bytes: int = 0
     block_size: int = 16
     device: str = "auto"
     dtype: str = "auto"
@@ -75,6 +77,7 @@ def assemble(
         options.block_size,
         partial(root_hash, model.name),
         reuse_prefix=options.reuse_prefix,
+        host=TorchHostMemory(kv, options.host_memory_bytes) if options.host_memory_bytes else None,
     )
     sizer = StepSizer(options.tpot_target_s) if options.token_budget is None else None
     scheduler = Scheduler(

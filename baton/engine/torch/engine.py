@@ -153,7 +153,7 @@ class TorchEngine:
     def stats(self) -> EngineStats:
         """Returns the figures of this moment."""
         up = self._up()
-        counts = up.pool.counts()
+        counts, host = up.pool.counts(), up.pool.host_counts()
         phases = [job.phase for job in self._jobs]
         return EngineStats(
             queued_requests=phases.count(Phase.WAITING),
@@ -166,6 +166,9 @@ class TorchEngine:
             kv_blocks_owned=counts.owned,
             kv_leases=len(up.reservations),
             busy_share=up.steps.busy.share(),
+            kv_host_total=host.total,
+            kv_host_used=host.used,
+            preemptions=up.steps.preemptions,
         )
 
     def take_samples(self) -> EngineSamples:
@@ -179,11 +182,6 @@ class TorchEngine:
     def cached_hashes(self) -> Sequence[int]:
         """Returns the hashes of all reusable blocks now."""
         return self._up().pool.cached_hashes()
-
-    @property
-    def preemptions(self) -> int:
-        """How often a running request gave its blocks back to be computed again."""
-        return self._up().steps.preemptions
 
     def audit(self) -> None:
         """Asserts the pool's accounting block by block. For tests and after faults."""

@@ -1,0 +1,1 @@
+"""Prefill and decode apart against two workers that do both, on the same hardware."""

@@ -1,0 +1,71 @@
+"""One prefill and one decode worker against two that do both: `make bench-disagg`.
+
+    python -m bench.disagg [--work decode-heavy] [--device cuda --size 1b] [--resume]
+
+Each worker has a core (taskset) or, with --device cuda, a GPU of its own, or a share of the only
+one. Both arms run the same router, policies and requests. The baseline's chunk size is tuned: it
+runs with every size given and its best counts. What is measured is kept in --state after each
+part, so that --resume goes on where an earlier run stopped. A table is printed and, last, one
+JSON line.
+"""
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+
+from bench import report
+from bench.disagg.run import Bench, Settings
+from bench.disagg.state import State
+from bench.disagg.summary import figures, print_table
+from bench.disagg.work import WORKLOADS
+
+SIZES = ("mid", "1b", "8b")
+
+
+def main() -> None:
+    """Reads the command line, measures what is missing, tells what is known."""
+    options = _options()
+    state = State(options.state, keep=options.resume)
+    settings = Settings(
+        device=options.device,
+        dtype=options.dtype,
+        size=options.size,
+        seconds=options.seconds,
+        budgets=tuple(_budget(word) for word in options.budgets.split(",")),
+        policy=options.policy,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.model or Path(scratch) / "model"
+        bench = Bench(settings, state, folder, Path(scratch))
+        for part in options.work.split(","):
+            asyncio.run(bench.run(part))
+    print_table(state)
+    details = {"settings": vars(options) | {"state": "", "model": ""}, "parts": state.values}
+    name = "bench-disagg" if options.device == "cpu" else f"bench-disagg-{options.size}"
+    report.emit(name, figures(state), details, options.record)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parts = ("engine", *WORKLOADS, "interference")
+    parser.add_argument("--work", default=",".join(parts), help="Parts to measure, by commas.")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument("--size", default="mid", choices=SIZES)
+    parser.add_argument("--model", type=Path, help="Where the random model is kept.")
+    parser.add_argument("--seconds", type=float, default=24.0, help="Of each offered load.")
+    parser.add_argument("--budgets", default="auto,32,128", help="Chunk sizes of the baseline.")
+    parser.add_argument("--policy", default="latency", help="split_policy.policy of both arms.")
+    parser.add_argument("--state", type=Path, default=Path(".baton/bench-disagg.json"))
+    parser.add_argument("--resume", action="store_true", help="Keep what --state holds.")
+    parser.add_argument("--record", action="store_true")
+    return parser.parse_args()
+
+
+def _budget(word: str) -> int | None:
+    return None if word == "auto" else int(word)
+
+
+if __name__ == "__main__":
+    main()

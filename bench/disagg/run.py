@@ -1,0 +1,207 @@
+"""Measures one part of the comparison after the other and keeps each."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baton.compute import ComputeOptions
+from bench import report
+from bench.disagg import plain
+from bench.disagg.mesh import Hardware, offered, running_pair
+from bench.disagg.offer import HEAD, Offer, Point, Stream, row
+from bench.disagg.state import State
+from bench.disagg.work import WORKLOADS, Pace, Shape, Slo, Workload, arrivals
+from bench.engine import save_model
+
+SPLIT = ("prefill", "decode")
+TOGETHER = ("decode", "decode")
+_LONG = Shape(1024, 2)
+"""Prompts that keep the prefill worker busy while the interference is measured."""
+_STREAMS = Shape(48, 64)
+_BUSY = 0.75
+"""Share of the prefill worker's time that they take."""
+_CALM = 0.35
+"""Share of what the decode worker can do that the streams beside them take."""
+_WARM_S = 5.0
+_REQUESTS = 32
+"""Of the comparison of engines."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to run. `budgets` are the baseline's chunk sizes to try; None is the engine's own."""
+
+    device: str
+    dtype: str
+    size: str
+    seconds: float
+    budgets: tuple[int | None, ...]
+    policy: str
+
+
+class Bench:
+    """One comparison on this machine."""
+
+    def __init__(self, settings: Settings, state: State, model: Path, scratch: Path) -> None:
+        self._settings = settings
+        self._state = state
+        self._model = model
+        self._scratch = scratch
+        self._runs = 0
+        self._offers = 0
+
+    async def run(self, part: str) -> None:
+        """Measures a part unless it was. Raises KeyError for an unknown one."""
+        if not (self._model / "config.json").exists():
+            self._model.mkdir(parents=True, exist_ok=True)
+            s = self._settings
+            save_model(self._model, s.size, s.device, str(self._dtype()).removeprefix("torch."))
+        if part == "engine" or not self._state.has("pace"):
+            await self._engine()
+        if part == "interference":
+            await self._interference()
+        elif part != "engine":
+            await self._compare(WORKLOADS[part])
+
+    @property
+    def pace(self) -> Pace:
+        """What an idle worker takes."""
+        return Pace(**self._state.values["pace"])
+
+    async def _engine(self) -> None:
+        """Measures the pace on the cores of one worker, and both engines on all cores."""
+        if self._state.has("pace"):
+            return
+        s = self._settings
+        torch.set_num_threads(1)
+        engine = plain.open_engine(self._model, s.device, s.dtype, self._kv_mib())
+        await plain.start(engine)
+        try:
+            pace = await plain.measure_pace(engine, 512)
+            torch.set_num_threads(os.cpu_count() or 1)
+            work = WORKLOADS["mixed"]
+            requests = arrivals(work.shapes, 1.0, 4.0 * _REQUESTS, seed=1)[:_REQUESTS]
+            ours = await plain.engine_tokens_per_s(engine, requests)
+        finally:
+            await engine.stop()
+        del engine
+        theirs = plain.plain_tokens_per_s(self._model, requests, s.device, self._dtype())
+        report.note(f"pace {pace}; engine {ours:.0f}, transformers {theirs:.0f} tokens/s")
+        self._state.put("engine", {"engine_tokens_per_s": ours, "plain_tokens_per_s": theirs})
+        self._state.put("pace", asdict(pace))
+
+    async def _compare(self, work: Workload) -> None:
+        """Runs both arms at every load. The baseline's chunk size is chosen at the highest."""
+        slo = Slo.of(work, self.pace)
+        report.note(f"{work.name}: targets {slo}, {HEAD}")
+        await self._arm(work, slo, "split", SPLIT, None, work.loads)
+        best: tuple[float, int | None] = (-1.0, None)
+        for budget in self._settings.budgets:
+            arm = f"together-{budget or 'auto'}"
+            points = await self._arm(work, slo, arm, TOGETHER, budget, work.loads[-1:])
+            best = max(best, (_merit(points[-1]), budget), key=lambda it: it[0])
+        arm = f"together-{best[1] or 'auto'}"
+        await self._arm(work, slo, f"{arm}-low", TOGETHER, best[1], work.loads[:-1])
+        self._state.put(f"{work.name}/best", {"arm": arm, "slo": asdict(slo)})
+
+    async def _arm(
+        self,
+        work: Workload,
+        slo: Slo,
+        name: str,
+        roles: Sequence[str],
+        budget: int | None,
+        loads: Sequence[float],
+    ) -> list[dict[str, Any]]:
+        """Returns one point per load, measured now or before."""
+        key = f"{work.name}/{name}"
+        if not self._state.has(key):
+            points = []
+            folder = self._folder()
+            async with running_pair(self._hardware(), roles, slo, budget, folder) as mesh:
+                await self._warm(mesh, work.shapes, slo, folder)
+                for load in loads:
+                    rate = load * self.pace.most_per_s(work)
+                    stream = Stream(work.shapes, rate, seed=round(1000 * load))
+                    point = await self._offer(mesh, (stream,), slo, folder)
+                    report.note(row(f"{name} at {load:g}", point))
+                    points.append({"load": load, **asdict(point)})
+            self._state.put(key, points)
+        kept: list[dict[str, Any]] = self._state.values[key]
+        return kept
+
+    async def _interference(self) -> None:
+        """Measures streams on the decode worker with an idle and with a busy prefill worker."""
+        if self._state.has("interference"):
+            return
+        pace = self.pace
+        slo = Slo.of(WORKLOADS["mixed"], pace)
+        few = Stream((_STREAMS,), _CALM * 8 / (_STREAMS.answer * pace.full_step_s), seed=5)
+        long = Stream((_LONG,), _BUSY / pace.prefill_s(_LONG.prompt), seed=6, is_judged=False)
+        found: dict[str, Any] = {}
+        folder = self._folder()
+        async with running_pair(self._hardware(), SPLIT, slo, None, folder) as mesh:
+            await self._warm(mesh, (_STREAMS, _LONG), slo, folder)
+            for name, streams in (("alone", (few,)), ("beside", (few, long)), ("again", (few,))):
+                point = await self._offer(mesh, streams, slo, folder)
+                report.note(row(name, point))
+                found[name] = asdict(point)
+        self._state.put("interference", found)
+
+    async def _warm(self, mesh: str, shapes: tuple[Shape, ...], slo: Slo, folder: Path) -> None:
+        """Lets pairs, memory and costs settle."""
+        work = Workload("warm", (*shapes, Shape(300, 8)), (), 1.0, 1.0)
+        stream = Stream(work.shapes, 0.5 * self.pace.most_per_s(work), seed=77)
+        await self._offer(mesh, (stream,), slo, folder, min(_WARM_S, self._settings.seconds))
+
+    async def _offer(
+        self,
+        mesh: str,
+        streams: tuple[Stream, ...],
+        slo: Slo,
+        folder: Path,
+        seconds: float | None = None,
+    ) -> Point:
+        self._offers += 1
+        seconds = seconds or self._settings.seconds
+        return await offered(Offer(mesh, streams, seconds, slo, 10_000 * self._offers), folder)
+
+    def _hardware(self) -> Hardware:
+        s = self._settings
+        compute = ComputeOptions(s.device, s.dtype)  # type: ignore[arg-type]  # argparse checked
+        is_cpu = s.device == "cpu"
+        return Hardware(
+            self._model.resolve(),
+            compute,
+            cores=sorted(os.sched_getaffinity(0)) if is_cpu else (),
+            gpus=() if is_cpu else range(torch.cuda.device_count()),
+            kv_memory_mib=self._kv_mib(),
+            policy=s.policy,
+        )
+
+    def _folder(self) -> Path:
+        self._runs += 1
+        folder = self._scratch / f"run-{self._runs}"
+        folder.mkdir()
+        return folder
+
+    def _kv_mib(self) -> int:
+        return 512 if self._settings.device == "cpu" else 8192
+
+    def _dtype(self) -> torch.dtype:
+        name = self._settings.dtype
+        if name == "auto":
+            name = "float32" if self._settings.device == "cpu" else "bfloat16"
+        kind = getattr(torch, name)
+        assert isinstance(kind, torch.dtype)
+        return kind
+
+
+def _merit(point: dict[str, Any]) -> float:
+    """Goodput; where two have the same, the lower TPOT."""
+    tpot_ms = point["tpot_ms"].get("p99", 1e9)
+    return float(point["attained"]) * float(point["offered_per_s"]) - 1e-9 * float(tpot_ms)

@@ -1,0 +1,124 @@
+"""What is asked for: request shapes, offered loads, and the targets they are judged by."""
+
+import random
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bench.prompts import PromptPlan
+
+_SPREAD = 0.25
+"""Lengths differ from their mean by up to this share."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A kind of request: mean tokens of prompt and answer, and how often it comes."""
+
+    prompt: int
+    answer: int
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests of several shapes. `loads` are shares of what the busier role can do at most.
+
+    `ttft_factor` and `tpot_factor` make the targets, from an idle worker's prefill of the longest
+    prompt and from its decode step of one sequence.
+    """
+
+    name: str
+    shapes: tuple[Shape, ...]
+    loads: tuple[float, ...]
+    ttft_factor: float
+    tpot_factor: float
+
+    def mean(self, field: str) -> float:
+        """Returns the mean of a shape's field over the requests."""
+        weights = sum(shape.weight for shape in self.shapes)
+        total: float = sum(getattr(s, field) * s.weight for s in self.shapes)
+        return total / weights
+
+
+WORKLOADS = {
+    work.name: work
+    for work in (
+        Workload("decode-heavy", (Shape(96, 96),), (0.4, 0.6), 5.0, 2.0),
+        Workload("prefill-heavy", (Shape(768, 12),), (0.4, 0.6), 5.0, 2.0),
+        Workload(
+            "mixed", (Shape(64, 64, weight=2.0), Shape(640, 48, weight=1.0)), (0.4, 0.6), 5.0, 2.0
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What one idle worker takes, in seconds: a prompt token, and decode steps of 1 and of 8."""
+
+    prompt_token_s: float
+    lone_step_s: float
+    full_step_s: float
+
+    def prefill_s(self, prompt_tokens: float) -> float:
+        """Returns the seconds of a prompt."""
+        return prompt_tokens * self.prompt_token_s
+
+    def most_per_s(self, work: Workload) -> float:
+        """Returns the requests per second that saturate one worker per role, whichever is first."""
+        decode_s = work.mean("answer") * self.full_step_s / 8
+        return 1 / max(self.prefill_s(work.mean("prompt")), decode_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Slo:
+    """Targets in seconds; a request counts when it meets both."""
+
+    ttft_s: float
+    tpot_s: float
+
+    @classmethod
+    def of(cls, work: Workload, pace: Pace) -> "Slo":
+        """Returns the workload's targets on hardware of this pace."""
+        longest = max(shape.prompt for shape in work.shapes)
+        return cls(
+            round(work.ttft_factor * (pace.prefill_s(longest) + pace.lone_step_s), 4),
+            round(work.tpot_factor * pace.lone_step_s, 5),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One request: when it comes after the start, and its sizes in tokens."""
+
+    at_s: float
+    prompt: int
+    answer: int
+
+    def request(self, seed: int) -> bytes:
+        """Returns it serialised, with a prompt that follows from the seed."""
+        return PromptPlan(self.prompt, self.answer, seed=seed).request(seed)
+
+
+def arrivals(
+    shapes: Sequence[Shape], rate_per_s: float, seconds: float, seed: int
+) -> list[Arrival]:
+    """Returns the requests of one run: the same for the same arguments."""
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    made: list[Arrival] = []
+    at_s = rng.expovariate(rate_per_s)
+    while at_s < seconds:
+        (shape,) = rng.choices(shapes, [shape.weight for shape in shapes])
+        made.append(Arrival(at_s, _about(rng, shape.prompt), max(2, _about(rng, shape.answer))))
+        at_s += rng.expovariate(rate_per_s)
+    return made
+
+
+def prompt_ids(tokens: int, seed: int) -> "array[int]":
+    """Returns a prompt of its own."""
+    return PromptPlan(tokens, 1, seed=seed).ids(seed)
+
+
+def _about(rng: random.Random, mean: int) -> int:
+    return max(1, round(mean * rng.uniform(1 - _SPREAD, 1 + _SPREAD)))
