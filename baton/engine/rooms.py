@@ -1,0 +1,64 @@
+"""Engines that pair by room: the KV moves between two engines that the mesh only introduces.
+
+Such an engine hands out no blocks. Both legs of a request are dispatched at once with the same
+room, a number of 63 bits that the mesh makes for each attempt and never reuses; the engines meet
+at the prefill engine's rendezvous, and the decode engine's first token proves that the KV arrived.
+`Engine.reserve`, `release` and `prefill` of these engines raise PreconditionError.
+"""
+
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from baton.engine.base import Engine, Prefilled, TokenEvent
+from baton.requests import EngineRequest
+
+ROOM_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Where the two legs of one attempt meet: a prefill engine's rendezvous, and a number."""
+
+    rendezvous: str
+    number: int
+
+
+def new_room(rendezvous: str) -> Room:
+    """Returns a room that no other request has, at host:port `rendezvous`."""
+    return Room(rendezvous, secrets.randbits(ROOM_BITS))
+
+
+@runtime_checkable
+class RoomEngine(Engine, Protocol):
+    """An engine whose KV meets in rooms; it lives apart and can be lost and started again."""
+
+    @property
+    def rendezvous(self) -> str:
+        """host:port where legs meet, of a prefill engine; another one after each start."""
+        ...
+
+    async def prefill_in_room(self, request: EngineRequest, room: Room) -> Prefilled:
+        """Computes the prompt and hands its KV to whoever is in the room.
+
+        Returns when the KV was taken. That proves nothing to the reader: only its own first token
+        does. Raises PreconditionError (RENDEZVOUS_CHANGED) when the room is at an earlier start's.
+        """
+        ...
+
+    def generate_from_room(
+        self, request: EngineRequest, room: Room
+    ) -> AsyncGenerator[TokenEvent, None]:
+        """Streams tokens once the KV came; `prefilled` of the first event is this side's view.
+
+        Closing it aborts and returns once the engine let go of the request.
+        """
+        ...
+
+    async def supervise(self, on_change: Callable[[bool], Awaitable[None]]) -> None:
+        """Starts the engine again whenever it is lost; tells `on_change` whether it is up.
+
+        Raises StartupError when it cannot be started again.
+        """
+        ...
