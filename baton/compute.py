@@ -1,9 +1,12 @@
 """How one worker computes: flags of its process, since they differ from worker to worker."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+import yaml
+
+from baton.errors import StartupError
 
 Device = Annotated[
     Literal["auto", "cpu", "cuda"],
@@ -21,6 +24,22 @@ TokenBudget = Annotated[
 ]
 
 
+EngineArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-argument",
+        metavar="NAME=VALUE",
+        help="One more argument of an SGLang engine, over engine.sglang; may be repeated.",
+    ),
+]
+Aggregated = Annotated[
+    bool,
+    typer.Option(
+        "--aggregated", help="A decode worker on SGLang that computes its prompts itself."
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class ComputeOptions:
     """Where and how a worker computes; a `token_budget` of None lets the engine choose."""
@@ -28,6 +47,18 @@ class ComputeOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     token_budget: int | None = None
+    engine_argument: tuple[str, ...] = ()
+    aggregated: bool = False
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """Returns the extra arguments by name; values are read as YAML. Raises StartupError."""
+        found: dict[str, Any] = {}
+        for word in self.engine_argument:
+            name, equals, value = word.partition("=")
+            if not (name and equals):
+                raise StartupError(f"--engine-argument {word}: write NAME=VALUE")
+            found[name] = yaml.safe_load(value)
+        return found
 
     def arguments(self) -> list[str]:
         """Returns the flags that give a worker's process these options; none for defaults."""
@@ -38,4 +69,8 @@ class ComputeOptions:
             words += ["--dtype", self.dtype]
         if self.token_budget is not None:
             words += ["--token-budget", str(self.token_budget)]
+        for word in self.engine_argument:
+            words += ["--engine-argument", word]
+        if self.aggregated:
+            words.append("--aggregated")
         return words

@@ -52,3 +52,5 @@ class EngineRequest:
     priority: Priority = Priority.NORMAL
     cache_salt: str = ""
     resumed_tokens: int = 0
+    traceparent: str = ""
+    """For engines that trace themselves."""

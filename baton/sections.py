@@ -6,7 +6,8 @@ docs/tuning.md and `baton config show` are made from it.
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class _Section(BaseModel):
@@ -74,10 +75,21 @@ class Cache(_Section):
 class EngineSection(_Section):
     """What computes on the workers."""
 
-    kind: Literal["torch", "simulated"] = Field(
+    kind: Literal["torch", "sglang", "simulated"] = Field(
         default="torch",
         description="The engine on prefill and decode workers; simulated computes nothing.",
     )
+    sglang: dict[str, bool | int | float | str | None] = Field(
+        default={},
+        description="sglang: arguments of its engine by their own names, such as tp_size or "
+        "mem_fraction_static; those that are the mesh's are refused. Mapping.",
+    )
+
+    @field_validator("sglang", mode="before")
+    @classmethod
+    def _from_text(cls, value: object) -> object:
+        """An environment variable gives a mapping as YAML or JSON."""
+        return yaml.safe_load(value) if isinstance(value, str) else value
 
 
 class PrefillScaleUp(_Section):

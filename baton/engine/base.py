@@ -30,6 +30,9 @@ class EngineCapabilities:
     kv_blocks: int
     tokenizer_digest: str
     prefills_locally: bool = True
+    takes_prefilled: bool = True
+    """Generates from KV that a prefill worker computed."""
+
     device: str = ""
     """What computes, such as "cpu" or a GPU's name; equal names compute equally fast."""
 

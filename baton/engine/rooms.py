@@ -9,7 +9,7 @@ at the prefill engine's rendezvous, and the decode engine's first token proves t
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast
 
 from baton.engine.base import Engine, Prefilled, TokenEvent
 from baton.requests import EngineRequest
@@ -30,7 +30,6 @@ def new_room(rendezvous: str) -> Room:
     return Room(rendezvous, secrets.randbits(ROOM_BITS))
 
 
-@runtime_checkable
 class RoomEngine(Engine, Protocol):
     """An engine whose KV meets in rooms; it lives apart and can be lost and started again."""
 
@@ -62,3 +61,9 @@ class RoomEngine(Engine, Protocol):
         Raises StartupError when it cannot be started again.
         """
         ...
+
+
+def as_room_engine(engine: Engine) -> RoomEngine | None:
+    """Returns the engine as one that pairs by room, or None for one that hands out blocks."""
+    # Asked of the class: an engine that has not started yet has no capabilities to look at.
+    return cast("RoomEngine", engine) if hasattr(type(engine), "prefill_in_room") else None

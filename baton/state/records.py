@@ -57,6 +57,8 @@ class WorkerRecord:
     kv_layout: str = ""
     transfer_backend: str = ""
     kv_blocks: NonNegativeInt = 0
+    prefills_locally: bool = True
+    takes_prefilled: bool = True
 
 
 @dataclass(frozen=True, slots=True)

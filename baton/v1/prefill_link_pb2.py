@@ -26,7 +26,7 @@ from baton.v1 import link_pb2 as baton_dot_v1_dot_link__pb2
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x61ton/v1/prefill_link.proto\x12\x08\x62\x61ton.v1\x1a\x13\x62\x61ton/v1/link.proto\x1a\x14\x62\x61ton/v1/types.proto\"G\n\x19PrefillServiceLinkRequest\x12*\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x18.baton.v1.PrefillCommand\"D\n\x1aPrefillServiceLinkResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.baton.v1.PrefillEvent\"\xcf\x01\n\x0ePrefillCommand\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.baton.v1.LinkContext\x12\'\n\x05start\x18\x03 \x01(\x0b\x32\x16.baton.v1.PrefillStartH\x00\x12&\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x14.baton.v1.LinkCancelH\x00\x12&\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x14.baton.v1.LinkCreditH\x00\x42\t\n\x07\x63ommand\"]\n\rKvDestination\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x03(\x07\"\xe8\x01\n\x0cPrefillStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\x07\x12\x31\n\x0fsampling_params\x18\x03 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12,\n\x0b\x64\x65stination\x18\x06 \x01(\x0b\x32\x17.baton.v1.KvDestination\x12\x16\n\x0eresumed_tokens\x18\x07 \x01(\r\"s\n\x0cPrefillEvent\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12%\n\x04\x64one\x18\x02 \x01(\x0b\x32\x15.baton.v1.PrefillDoneH\x00\x12 \n\x03\x65nd\x18\x03 \x01(\x0b\x32\x11.baton.v1.LinkEndH\x00\x42\x07\n\x05\x65vent\"\xa5\x01\n\x0bPrefillDone\x12\x13\n\x0b\x66irst_token\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12$\n\x07receipt\x18\x03 \x01(\x0b\x32\x13.baton.v1.KvReceipt\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_s\x18\x05 \x01(\x01\x12\x15\n\rcached_tokens\x18\x06 \x01(\rB\n\n\x08_logprobb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x61ton/v1/prefill_link.proto\x12\x08\x62\x61ton.v1\x1a\x13\x62\x61ton/v1/link.proto\x1a\x14\x62\x61ton/v1/types.proto\"G\n\x19PrefillServiceLinkRequest\x12*\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x18.baton.v1.PrefillCommand\"D\n\x1aPrefillServiceLinkResponse\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x16.baton.v1.PrefillEvent\"\xcf\x01\n\x0ePrefillCommand\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.baton.v1.LinkContext\x12\'\n\x05start\x18\x03 \x01(\x0b\x32\x16.baton.v1.PrefillStartH\x00\x12&\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x14.baton.v1.LinkCancelH\x00\x12&\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x14.baton.v1.LinkCreditH\x00\x42\t\n\x07\x63ommand\"]\n\rKvDestination\x12\x13\n\x0btransfer_id\x18\x01 \x01(\t\x12\r\n\x05\x61gent\x18\x02 \x01(\t\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\x11\n\tblock_ids\x18\x04 \x03(\x07\"*\n\x04Room\x12\x12\n\nrendezvous\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x06\"\x86\x02\n\x0cPrefillStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\tinput_ids\x18\x02 \x03(\x07\x12\x31\n\x0fsampling_params\x18\x03 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x12\n\ncache_salt\x18\x05 \x01(\t\x12,\n\x0b\x64\x65stination\x18\x06 \x01(\x0b\x32\x17.baton.v1.KvDestination\x12\x16\n\x0eresumed_tokens\x18\x07 \x01(\r\x12\x1c\n\x04room\x18\x08 \x01(\x0b\x32\x0e.baton.v1.Room\"s\n\x0cPrefillEvent\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12%\n\x04\x64one\x18\x02 \x01(\x0b\x32\x15.baton.v1.PrefillDoneH\x00\x12 \n\x03\x65nd\x18\x03 \x01(\x0b\x32\x11.baton.v1.LinkEndH\x00\x42\x07\n\x05\x65vent\"\xa5\x01\n\x0bPrefillDone\x12\x13\n\x0b\x66irst_token\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12$\n\x07receipt\x18\x03 \x01(\x0b\x32\x13.baton.v1.KvReceipt\x12\x0f\n\x07queue_s\x18\x04 \x01(\x01\x12\x11\n\tcompute_s\x18\x05 \x01(\x01\x12\x15\n\rcached_tokens\x18\x06 \x01(\rB\n\n\x08_logprobb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,10 +41,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREFILLCOMMAND']._serialized_end=435
   _globals['_KVDESTINATION']._serialized_start=437
   _globals['_KVDESTINATION']._serialized_end=530
-  _globals['_PREFILLSTART']._serialized_start=533
-  _globals['_PREFILLSTART']._serialized_end=765
-  _globals['_PREFILLEVENT']._serialized_start=767
-  _globals['_PREFILLEVENT']._serialized_end=882
-  _globals['_PREFILLDONE']._serialized_start=885
-  _globals['_PREFILLDONE']._serialized_end=1050
+  _globals['_ROOM']._serialized_start=532
+  _globals['_ROOM']._serialized_end=574
+  _globals['_PREFILLSTART']._serialized_start=577
+  _globals['_PREFILLSTART']._serialized_end=839
+  _globals['_PREFILLEVENT']._serialized_start=841
+  _globals['_PREFILLEVENT']._serialized_end=956
+  _globals['_PREFILLDONE']._serialized_start=959
+  _globals['_PREFILLDONE']._serialized_end=1124
 # @@protoc_insertion_point(module_scope)

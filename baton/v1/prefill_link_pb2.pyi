@@ -157,6 +157,32 @@ class KvDestination(_message.Message):
 Global___KvDestination: _TypeAlias = KvDestination  # noqa: Y015
 
 @_typing.final
+class Room(_message.Message):
+    """Where the engines of both legs meet, where engines move KV themselves."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RENDEZVOUS_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    rendezvous: _builtins.str
+    """host:port of the prefill engine's rendezvous."""
+    number: _builtins.int
+    """63 bits, made by the decode worker for this attempt alone."""
+    def __init__(
+        self,
+        *,
+        rendezvous: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["number", b"number", "rendezvous", b"rendezvous"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Room: _TypeAlias = Room  # noqa: Y015
+
+@_typing.final
 class PrefillStart(_message.Message):
     """A prefill to compute."""
 
@@ -169,6 +195,7 @@ class PrefillStart(_message.Message):
     CACHE_SALT_FIELD_NUMBER: _builtins.int
     DESTINATION_FIELD_NUMBER: _builtins.int
     RESUMED_TOKENS_FIELD_NUMBER: _builtins.int
+    ROOM_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's name."""
     priority: _types_pb2.Priority.ValueType
@@ -189,7 +216,11 @@ class PrefillStart(_message.Message):
 
     @_builtins.property
     def destination(self) -> Global___KvDestination:
-        """Where the KV goes."""
+        """Where the KV goes; unset with a room."""
+
+    @_builtins.property
+    def room(self) -> Global___Room:
+        """Where the KV is handed over between engines that move it themselves."""
 
     def __init__(
         self,
@@ -201,10 +232,11 @@ class PrefillStart(_message.Message):
         cache_salt: _builtins.str = ...,
         destination: Global___KvDestination | None = ...,
         resumed_tokens: _builtins.int = ...,
+        room: Global___Room | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "sampling_params", b"sampling_params"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "room", b"room", "sampling_params", b"sampling_params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "destination", b"destination", "input_ids", b"input_ids", "priority", b"priority", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "sampling_params", b"sampling_params"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "destination", b"destination", "input_ids", b"input_ids", "priority", b"priority", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "room", b"room", "sampling_params", b"sampling_params"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -26,7 +26,7 @@ from baton.v1 import prefill_link_pb2 as baton_dot_v1_dot_prefill__link__pb2
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/prefill.proto\x12\x08\x62\x61ton.v1\x1a\x1b\x62\x61ton/v1/prefill_link.proto\x1a\x14\x62\x61ton/v1/types.proto\"u\n\x12\x43onnectPeerRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x16\n\x0e\x61gent_metadata\x18\x02 \x01(\x0c\x12\x11\n\tkv_layout\x18\x03 \x01(\t\x12\x13\n\x0bprobe_block\x18\x04 \x01(\r\x12\x10\n\x08probe_id\x18\x05 \x01(\t\"`\n\x13\x43onnectPeerResponse\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x16\n\x0e\x61gent_metadata\x18\x02 \x01(\x0c\x12\"\n\x05probe\x18\x03 \x01(\x0b\x32\x13.baton.v1.KvReceipt\"\x1f\n\x1dPrefillServiceGetStateRequest\"F\n\x1ePrefillServiceGetStateResponse\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo2\x92\x02\n\x0ePrefillService\x12U\n\x04Link\x12#.baton.v1.PrefillServiceLinkRequest\x1a$.baton.v1.PrefillServiceLinkResponse(\x01\x30\x01\x12J\n\x0b\x43onnectPeer\x12\x1c.baton.v1.ConnectPeerRequest\x1a\x1d.baton.v1.ConnectPeerResponse\x12]\n\x08GetState\x12\'.baton.v1.PrefillServiceGetStateRequest\x1a(.baton.v1.PrefillServiceGetStateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61ton/v1/prefill.proto\x12\x08\x62\x61ton.v1\x1a\x1b\x62\x61ton/v1/prefill_link.proto\x1a\x14\x62\x61ton/v1/types.proto\"u\n\x12\x43onnectPeerRequest\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x16\n\x0e\x61gent_metadata\x18\x02 \x01(\x0c\x12\x11\n\tkv_layout\x18\x03 \x01(\t\x12\x13\n\x0bprobe_block\x18\x04 \x01(\r\x12\x10\n\x08probe_id\x18\x05 \x01(\t\"t\n\x13\x43onnectPeerResponse\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x16\n\x0e\x61gent_metadata\x18\x02 \x01(\x0c\x12\"\n\x05probe\x18\x03 \x01(\x0b\x32\x13.baton.v1.KvReceipt\x12\x12\n\nrendezvous\x18\x04 \x01(\t\"\x1f\n\x1dPrefillServiceGetStateRequest\"F\n\x1ePrefillServiceGetStateResponse\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.baton.v1.WorkerInfo2\x92\x02\n\x0ePrefillService\x12U\n\x04Link\x12#.baton.v1.PrefillServiceLinkRequest\x1a$.baton.v1.PrefillServiceLinkResponse(\x01\x30\x01\x12J\n\x0b\x43onnectPeer\x12\x1c.baton.v1.ConnectPeerRequest\x1a\x1d.baton.v1.ConnectPeerResponse\x12]\n\x08GetState\x12\'.baton.v1.PrefillServiceGetStateRequest\x1a(.baton.v1.PrefillServiceGetStateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONNECTPEERREQUEST']._serialized_start=87
   _globals['_CONNECTPEERREQUEST']._serialized_end=204
   _globals['_CONNECTPEERRESPONSE']._serialized_start=206
-  _globals['_CONNECTPEERRESPONSE']._serialized_end=302
-  _globals['_PREFILLSERVICEGETSTATEREQUEST']._serialized_start=304
-  _globals['_PREFILLSERVICEGETSTATEREQUEST']._serialized_end=335
-  _globals['_PREFILLSERVICEGETSTATERESPONSE']._serialized_start=337
-  _globals['_PREFILLSERVICEGETSTATERESPONSE']._serialized_end=407
-  _globals['_PREFILLSERVICE']._serialized_start=410
-  _globals['_PREFILLSERVICE']._serialized_end=684
+  _globals['_CONNECTPEERRESPONSE']._serialized_end=322
+  _globals['_PREFILLSERVICEGETSTATEREQUEST']._serialized_start=324
+  _globals['_PREFILLSERVICEGETSTATEREQUEST']._serialized_end=355
+  _globals['_PREFILLSERVICEGETSTATERESPONSE']._serialized_start=357
+  _globals['_PREFILLSERVICEGETSTATERESPONSE']._serialized_end=427
+  _globals['_PREFILLSERVICE']._serialized_start=430
+  _globals['_PREFILLSERVICE']._serialized_end=704
 # @@protoc_insertion_point(module_scope)

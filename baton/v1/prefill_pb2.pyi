@@ -66,10 +66,13 @@ class ConnectPeerResponse(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     AGENT_METADATA_FIELD_NUMBER: _builtins.int
     PROBE_FIELD_NUMBER: _builtins.int
+    RENDEZVOUS_FIELD_NUMBER: _builtins.int
     agent: _builtins.str
     """Incarnation of the prefill worker."""
     agent_metadata: _builtins.bytes
     """The prefill worker's metadata in the transfer backend's own format."""
+    rendezvous: _builtins.str
+    """host:port where engines that move KV themselves meet."""
     @_builtins.property
     def probe(self) -> _types_pb2.KvReceipt:
         """What was written by the probe."""
@@ -80,10 +83,11 @@ class ConnectPeerResponse(_message.Message):
         agent: _builtins.str = ...,
         agent_metadata: _builtins.bytes = ...,
         probe: _types_pb2.KvReceipt | None = ...,
+        rendezvous: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["probe", b"probe"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_metadata", b"agent_metadata", "probe", b"probe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "agent_metadata", b"agent_metadata", "probe", b"probe", "rendezvous", b"rendezvous"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -66,7 +66,8 @@ class PrefillServiceServicer:
 
     def ConnectPeer(self, request, context):
         """Introduces a decode worker's transfer agent and proves the pair by a probe
-        transfer into the block the caller named. Once per pair and incarnation.
+        transfer into the block the caller named. Once per pair and incarnation. Engines
+        that move KV themselves only tell where they meet; the caller proves the pair.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

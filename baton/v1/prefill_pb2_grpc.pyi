@@ -40,7 +40,8 @@ class PrefillServiceStub:
     """Carries all prefill requests of one decode worker."""
     ConnectPeer: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.ConnectPeerRequest, _prefill_pb2.ConnectPeerResponse]
     """Introduces a decode worker's transfer agent and proves the pair by a probe
-    transfer into the block the caller named. Once per pair and incarnation.
+    transfer into the block the caller named. Once per pair and incarnation. Engines
+    that move KV themselves only tell where they meet; the caller proves the pair.
     """
     GetState: _grpc.UnaryUnaryMultiCallable[_prefill_pb2.PrefillServiceGetStateRequest, _prefill_pb2.PrefillServiceGetStateResponse]
     """Shows load and KV accounting."""
@@ -54,7 +55,8 @@ class PrefillServiceAsyncStub(PrefillServiceStub):
     """Carries all prefill requests of one decode worker."""
     ConnectPeer: _aio.UnaryUnaryMultiCallable[_prefill_pb2.ConnectPeerRequest, _prefill_pb2.ConnectPeerResponse]  # type: ignore[assignment]
     """Introduces a decode worker's transfer agent and proves the pair by a probe
-    transfer into the block the caller named. Once per pair and incarnation.
+    transfer into the block the caller named. Once per pair and incarnation. Engines
+    that move KV themselves only tell where they meet; the caller proves the pair.
     """
     GetState: _aio.UnaryUnaryMultiCallable[_prefill_pb2.PrefillServiceGetStateRequest, _prefill_pb2.PrefillServiceGetStateResponse]  # type: ignore[assignment]
     """Shows load and KV accounting."""
@@ -77,7 +79,8 @@ class PrefillServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prefill_pb2.ConnectPeerResponse, _abc.Awaitable[_prefill_pb2.ConnectPeerResponse]]:
         """Introduces a decode worker's transfer agent and proves the pair by a probe
-        transfer into the block the caller named. Once per pair and incarnation.
+        transfer into the block the caller named. Once per pair and incarnation. Engines
+        that move KV themselves only tell where they meet; the caller proves the pair.
         """
 
     @_abc_1.abstractmethod

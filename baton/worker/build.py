@@ -7,24 +7,30 @@ from baton.compute import ComputeOptions
 from baton.config import Config
 from baton.engine.base import Engine
 from baton.errors import StartupError
+from baton.kv.external import EngineTransport
 from baton.kv.layered import LayeredWire
 from baton.kv.samehost import SameHostWire
 from baton.kv.transfer import KvTransport
 from baton.kv.wired import WiredTransport
 from baton.latency import CHUNK_TOKENS
 from baton.models import model_dir
+from baton.state.records import WorkerRole
 
 _MIB = 1 << 20
 
 
-def build_engine(config: Config, compute: ComputeOptions) -> Engine:
-    """Returns the configured engine, not started.
+def build_engine(
+    config: Config, compute: ComputeOptions, role: WorkerRole, reachable: str = "127.0.0.1"
+) -> Engine:
+    """Returns the configured engine, not started. Peers reach this machine at `reachable`.
 
     Raises StartupError when it is not installed or the model's directory is incomplete.
     """
     if config.engine.kind == "simulated":
         return _build_simulated(config, compute)
     directory = model_dir(config.model)
+    if config.engine.kind == "sglang":
+        return _build_sglang(config, compute, role, reachable)
     torch_engine = _load("baton.engine.torch")
     options = torch_engine.TorchEngineOptions(
         model_dir=str(directory),
@@ -46,6 +52,8 @@ def build_transport(config: Config, incarnation: str) -> KvTransport:
     if config.engine.kind == "simulated":
         simulated: KvTransport = _load("baton.kv.simulated").SimulatedTransport(incarnation)
         return simulated
+    if config.engine.kind == "sglang":
+        return EngineTransport(incarnation, "sglang/nixl")
     wire = LayeredWire(SameHostWire(incarnation), _load("baton.kv.nixl").NixlWire(incarnation))
     return WiredTransport(incarnation, wire)
 
@@ -63,10 +71,36 @@ def _build_simulated(config: Config, compute: ComputeOptions) -> Engine:
     return engine
 
 
-def _load(module: str) -> ModuleType:
+def _build_sglang(
+    config: Config, compute: ComputeOptions, role: WorkerRole, reachable: str
+) -> Engine:
+    sglang = _load("baton.engine.sglang", "sglang")
+    is_aggregated = compute.aggregated and role is WorkerRole.DECODE
+    chosen: dict[str, object] = {}
+    if compute.device != "auto":
+        chosen["device"] = compute.device
+    if compute.dtype != "auto":
+        chosen["dtype"] = compute.dtype
+    if compute.token_budget is not None:
+        chosen["chunked_prefill_size"] = compute.token_budget
+    options = sglang.SglangOptions(
+        model_dir=str(model_dir(config.model)),
+        role=sglang.AGGREGATED if is_aggregated else role.value,
+        block_size=config.cache.block_size,
+        kv_memory_bytes=config.cache.kv_memory_mib * _MIB,
+        host=config.mesh.host,
+        reachable=reachable,
+        reuse_prefix=config.cache.reuse_prefix,
+        arguments={**config.engine.sglang, **chosen, **compute.engine_arguments()},
+    )
+    engine: Engine = sglang.SglangEngine(options)
+    return engine
+
+
+def _load(module: str, extra: str = "worker") -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise StartupError(
-            f"a worker needs the extra `worker`: pip install 'baton[worker]' ({error})"
+            f"a worker needs the extra `{extra}`: pip install 'baton[{extra}]' ({error})"
         ) from error

@@ -35,7 +35,7 @@ class Figures:
     def read(self) -> WorkerStats:
         """Returns the figures of this moment. Logs when KV blocks appear or vanish."""
         stats = WorkerStats.of_engine(
-            self._engine.stats(), time.time(), self._gate.is_draining, self._costs.model
+            self._engine.stats(), time.time(), not self._gate.takes_work, self._costs.model
         )
         self._last = stats
         self._check(stats)

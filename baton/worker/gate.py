@@ -26,6 +26,16 @@ class WorkGate:
         """Tells whether the worker takes no new work for good."""
         return self._closed_because == "DRAINING"
 
+    def set_engine(self, is_up: bool) -> None:
+        """Shuts while the engine is lost and lets requests in again when it is back."""
+        if not self.is_draining:
+            self._closed_because = None if is_up else "ENGINE_DOWN"
+
+    @property
+    def takes_work(self) -> bool:
+        """Tells whether a request would be let in now."""
+        return self._closed_because is None
+
     def open(self) -> None:
         """Lets requests in, unless the worker drains already."""
         if not self.is_draining:

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 from baton.blocks import HASH_SCHEME
 from baton.config import Config
 from baton.engine.base import Engine
+from baton.engine.rooms import as_room_engine
 from baton.kv.transfer import KvTransport
 from baton.rpc.server import ServiceServer
 from baton.rpc.worker_info import worker_info
@@ -116,19 +117,35 @@ class WorkerHost:
         known_costs = self._cost_store(redis)
         await known_costs.exchange()
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(running(fleet.run()))
+            await fleet.wait_synced()
+            await service.prepare()
             registration = await stack.enter_async_context(Registration(redis, self._record()))
             publishing = self._figures.publish(registration)
-            for work in (fleet.run(), events.run(), known_costs.run(), publishing):
+            for work in (events.run(), known_costs.run(), publishing):
                 await stack.enter_async_context(running(work))
             async with running(service.run()):
                 self._gate.open()
                 await server.set_ready(True)
+                await stack.enter_async_context(running(self._supervise(server)))
                 self.is_ready.set()
                 self._log_ready()
                 await _first_of(stop, registration)
                 await self._drain(server)
         await known_costs.exchange()
         await _remove(events)
+
+    async def _supervise(self, server: ServiceServer) -> None:
+        """Takes no work while an engine that lives apart is lost, until it is back."""
+        engine = as_room_engine(self._engine)
+        if engine is None:
+            return
+
+        async def changed(is_up: bool) -> None:
+            self._gate.set_engine(is_up)
+            await server.set_ready(is_up and not self._gate.is_draining)
+
+        await engine.supervise(changed)
 
     async def _drain(self, server: ServiceServer) -> None:
         """Lets running work end; the figures say meanwhile that the worker drains."""
@@ -182,6 +199,8 @@ class WorkerHost:
             kv_layout=capabilities.kv_layout,
             transfer_backend=self._transport.backend,
             kv_blocks=capabilities.kv_blocks,
+            prefills_locally=capabilities.prefills_locally,
+            takes_prefilled=capabilities.takes_prefilled,
         )
 
     def _log_ready(self) -> None:

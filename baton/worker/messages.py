@@ -1,5 +1,6 @@
 """Messages of both worker roles to domain values and back."""
 
+from baton.engine.rooms import Room
 from baton.errors import InvalidRequestError
 from baton.kv.transfer import KvDestination, KvReceipt
 from baton.requests import EngineRequest, Priority
@@ -9,7 +10,7 @@ from baton.v1 import decode_link_pb2, prefill_link_pb2, types_pb2
 Start = decode_link_pb2.DecodeStart | prefill_link_pb2.PrefillStart
 
 
-def engine_request(start: Start) -> EngineRequest:
+def engine_request(start: Start, traceparent: str = "") -> EngineRequest:
     """Returns the request in a start frame. Raises InvalidRequestError for a bad priority."""
     return EngineRequest(
         request_id=start.request_id,
@@ -18,22 +19,33 @@ def engine_request(start: Start) -> EngineRequest:
         priority=_priority(start.priority),
         cache_salt=start.cache_salt,
         resumed_tokens=start.resumed_tokens,
+        traceparent=traceparent,
     )
 
 
 def prefill_start(
-    request: EngineRequest, destination: KvDestination
+    request: EngineRequest, where: KvDestination | Room
 ) -> prefill_link_pb2.PrefillStart:
-    """Returns the frame that asks for a prefill into `destination`."""
-    return prefill_link_pb2.PrefillStart(
+    """Returns the frame that asks for a prefill into blocks or into a room."""
+    start = prefill_link_pb2.PrefillStart(
         request_id=request.request_id,
         input_ids=request.input_ids,
         sampling_params=sampling_message(request.sampling),
         priority=types_pb2.Priority.ValueType(request.priority),
         cache_salt=request.cache_salt,
-        destination=destination_message(destination),
         resumed_tokens=request.resumed_tokens,
     )
+    if isinstance(where, Room):
+        room = prefill_link_pb2.Room(rendezvous=where.rendezvous, number=where.number)
+        start.room.CopyFrom(room)
+    else:
+        start.destination.CopyFrom(destination_message(where))
+    return start
+
+
+def room(message: prefill_link_pb2.Room) -> Room:
+    """Returns where the legs meet."""
+    return Room(message.rendezvous, message.number)
 
 
 def destination(message: prefill_link_pb2.KvDestination) -> KvDestination:

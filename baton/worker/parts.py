@@ -44,6 +44,10 @@ class RoleService(Protocol):
         """Registers its handlers."""
         ...
 
+    async def prepare(self) -> None:
+        """Does what must be done before the worker joins the fleet; the fleet can be seen."""
+        ...
+
     async def run(self) -> None:
         """Does background work until cancelled; ends what belongs to it."""
         ...

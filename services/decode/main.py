@@ -2,18 +2,23 @@
 
 import typer
 
-from baton.compute import ComputeOptions, Device, Dtype, TokenBudget
+from baton.compute import Aggregated, ComputeOptions, Device, Dtype, EngineArguments, TokenBudget
 from baton.config import Config
+from baton.engine.rooms import as_room_engine
 from baton.latency import CHUNK_TOKENS
 from baton.process import Advertise, ConfigFile, Host, Name, Port, ProcessOptions
 from baton.state.records import WorkerRole
 from baton.worker.command import run_worker
 from baton.worker.parts import WorkerParts
+from services.decode.kinds import BlockUpkeep
+from services.decode.legs import Legs
 from services.decode.peers import Peers
 from services.decode.policy import PredictiveSplitPolicy, SplitPolicy, ThresholdSplitPolicy
 from services.decode.record import JobRecorder
 from services.decode.remote import RemotePrefiller
 from services.decode.reservations import QUARANTINE_S, Reservations
+from services.decode.room_pairs import RoomPairs
+from services.decode.room_worker import RoomDecodeWorker, RoomUpkeep
 from services.decode.server import DecodeServer
 from services.decode.worker import DecodeWorker
 
@@ -30,12 +35,14 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     token_budget: TokenBudget = None,
+    engine_argument: EngineArguments = None,
+    aggregated: Aggregated = False,
 ) -> None:
     """Generate tokens for the fleet's routers until told to stop."""
     run_worker(
         WorkerRole.DECODE,
         ProcessOptions(config, host, port, name, advertise),
-        ComputeOptions(device, dtype, token_budget),
+        ComputeOptions(device, dtype, token_budget, tuple(engine_argument or ()), aggregated),
         build_service,
     )
 
@@ -43,12 +50,17 @@ def serve(
 def build_service(parts: WorkerParts, quarantine_s: float = QUARANTINE_S) -> DecodeServer:
     """Returns the service of a decode worker, wired."""
     policy = make_split_policy(parts.config)
+    recorder = JobRecorder(parts.worker_id, parts.telemetry)
+    if (engine := as_room_engine(parts.engine)) is not None:
+        pairs = RoomPairs(engine, parts.transport.agent)
+        legs = Legs(engine, pairs)
+        runner = RoomDecodeWorker(parts.worker_id, engine, policy, legs, parts.costs)
+        return DecodeServer(parts, runner, RoomUpkeep(engine, pairs, legs), recorder)
     reservations = Reservations(parts.engine, parts.transport, quarantine_s)
     peers = Peers(parts.engine, parts.transport, reservations)
     remote = RemotePrefiller(parts.transport, peers, reservations)
     worker = DecodeWorker(parts.worker_id, parts.engine, policy, remote, parts.costs)
-    recorder = JobRecorder(parts.worker_id, parts.telemetry)
-    return DecodeServer(parts, worker, peers, remote, reservations, recorder)
+    return DecodeServer(parts, worker, BlockUpkeep(peers, remote, reservations), recorder)
 
 
 def make_split_policy(config: Config) -> SplitPolicy:

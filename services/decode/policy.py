@@ -30,6 +30,10 @@ class SplitReason(enum.StrEnum):
     REMOTE_FASTER = "REMOTE_FASTER"
     LOCAL_FASTER = "LOCAL_FASTER"
     DEGRADED_TO_LOCAL = "DEGRADED_TO_LOCAL"
+    ONLY_LOCAL = "ONLY_LOCAL"
+    """The engine here takes no KV from others."""
+    ONLY_REMOTE = "ONLY_REMOTE"
+    """The engine here computes no prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +114,24 @@ class SplitPolicy(Protocol):
         Without an `outlook` nothing is predicted.
         """
         ...
+
+
+def fit_to_engine(
+    decision: SplitDecision, workers: int, *, prefills_locally: bool, takes_prefilled: bool
+) -> SplitDecision:
+    """Returns the decision as an engine that can do only one of both has to carry it out.
+
+    The numbers stay those of the decision, so that it can be told what the other way would have
+    taken. An engine without local prefill tries all `workers`, those that were chosen first.
+    """
+    if decision.remote and not takes_prefilled:
+        return replace(decision, remote=False, reason=SplitReason.ONLY_LOCAL, candidates=())
+    if prefills_locally:
+        return decision
+    others = (index for index in range(workers) if index not in decision.candidates)
+    reason = decision.reason if decision.remote else SplitReason.ONLY_REMOTE
+    candidates = (*decision.candidates, *others)
+    return replace(decision, remote=bool(candidates), reason=reason, candidates=candidates)
 
 
 def should_offload_prefill(

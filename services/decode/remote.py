@@ -14,7 +14,8 @@ from baton.v1 import prefill_link_pb2
 from baton.worker import messages
 from services.decode.job import Job
 from services.decode.peers import PEER_UNKNOWN, Peers, PrefillWorker
-from services.decode.reservations import PrefillCall, Reservations, proves_end
+from services.decode.prefill_result import result, to_prefilled
+from services.decode.reservations import Reservations, proves_end
 
 PREFILL_TIMEOUT_S = 120.0
 """How long a prefill worker may take for a request that has no deadline of its own."""
@@ -109,12 +110,12 @@ class RemotePrefiller:
         has_ended = False
         try:
             try:
-                done = await _result(call)
+                done = await result(call)
             except BatonError as error:
                 # A deadline can pass here before the worker knows; all else is its last word.
                 has_ended = proves_end(error) and not isinstance(error, DeadlineError)
                 raise
-            prefilled = _to_prefilled(done)
+            prefilled = to_prefilled(done)
             assert prefilled.receipt is not None
             tokens = len(job.request.input_ids)
             await self._transport.verify(prefilled.receipt, tokens, VERIFY_TIMEOUT_S)
@@ -133,20 +134,3 @@ def _concerns_pair(error: BatonError) -> bool:
     """Tells whether the way between the two workers failed, and not the request or its turn."""
     is_transfer = isinstance(error, TransferError | KvMismatchError)
     return is_transfer or error.reason == PEER_UNKNOWN or not proves_end(error)
-
-
-async def _result(call: PrefillCall) -> prefill_link_pb2.PrefillDone:
-    async for event in call:
-        return event.done
-    raise TransferError("the prefill ended without a result", reason="NO_RESULT")
-
-
-def _to_prefilled(done: prefill_link_pb2.PrefillDone) -> Prefilled:
-    return Prefilled(
-        first_token=done.first_token,
-        logprob=done.logprob if done.HasField("logprob") else None,
-        receipt=messages.receipt(done.receipt),
-        queue_s=done.queue_s,
-        compute_s=done.compute_s,
-        cached_tokens=done.cached_tokens,
-    )

@@ -1,6 +1,5 @@
 """DecodeService: link frames to jobs, and what becomes of them back to frames."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -11,20 +10,16 @@ from baton.engine.base import TokenEvent
 from baton.rpc.link_server import ServedCall, serve_link
 from baton.rpc.links import DECODE_LINK
 from baton.rpc.server import statuses
-from baton.state.background import running
 from baton.v1 import decode_link_pb2, decode_pb2, decode_pb2_grpc, types_pb2
 from baton.worker import messages
 from baton.worker.parts import WorkerParts
 from services.decode.job import Candidate, Job, PromptReady
-from services.decode.peers import Peers, PrefillWorker
+from services.decode.kinds import Runner, Upkeep
+from services.decode.peers import PrefillWorker
 from services.decode.policy import RemoteOutlook
 from services.decode.record import JobRecorder
-from services.decode.remote import RemotePrefiller
-from services.decode.reservations import Reservations
-from services.decode.worker import DecodeWorker
 
 SERVICE = "baton.v1.DecodeService"
-CLOSE_IDLE_EVERY_S = 10.0
 
 Call = ServedCall[decode_link_pb2.DecodeCommand, decode_link_pb2.DecodeEvent]
 
@@ -37,17 +32,13 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
     def __init__(
         self,
         parts: WorkerParts,
-        worker: DecodeWorker,
-        peers: Peers,
-        remote: RemotePrefiller,
-        reservations: Reservations,
+        worker: Runner,
+        upkeep: Upkeep,
         recorder: JobRecorder,
     ) -> None:
         self._parts = parts
         self._worker = worker
-        self._peers = peers
-        self._remote = remote
-        self._reservations = reservations
+        self._upkeep = upkeep
         self._recorder = recorder
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -56,15 +47,15 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
 
     def connected_prefill_workers(self) -> list[str]:
         """Returns the ids of the prefill workers whose pair with this worker is proven."""
-        return self._peers.connected()
+        return self._upkeep.connected()
+
+    async def prepare(self) -> None:
+        """Makes the pairs that can be made before the worker takes work."""
+        await self._upkeep.prepare(self._parts.fleet)
 
     async def run(self) -> None:
-        """Keeps pairs with the fleet's prefill workers and takes reservations back."""
-        try:
-            async with running(self._reservations.run()), running(self._close_idle_links()):
-                await self._peers.follow(self._parts.fleet)
-        finally:
-            await self._remote.close()
+        """Keeps pairs with the fleet's prefill workers."""
+        await self._upkeep.run(self._parts.fleet)
 
     async def Link(  # type: ignore[override]  # writes to the context instead of yielding
         self,
@@ -99,11 +90,6 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
                         else:
                             record.tokens(update)
                             await _send_tokens(call, update)
-
-    async def _close_idle_links(self) -> None:
-        while True:
-            await asyncio.sleep(CLOSE_IDLE_EVERY_S)
-            await self._remote.close_idle()
 
 
 async def _send_tokens(call: Call, event: TokenEvent) -> None:

@@ -4,20 +4,15 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 from baton.engine.base import Engine, Prefilled, TokenEvent
 from baton.errors import DeadlineError, UnavailableError
 from baton.worker.costs import CostBook
 from services.decode.job import DecodeUpdate, Job, PromptReady
-from services.decode.policy import (
-    LocalOutlook,
-    Outlook,
-    SplitDecision,
-    SplitPolicy,
-    SplitReason,
-)
+from services.decode.outlook import decide
+from services.decode.policy import SplitDecision, SplitPolicy, SplitReason
 from services.decode.remote import AttemptFailed, RemotePrefill, RemotePrefiller
 
 logger = logging.getLogger(__name__)
@@ -87,29 +82,8 @@ class DecodeWorker:
     def _start(self, job: Job) -> _Start:
         arrived_s = time.monotonic()
         matched_tokens = self._engine.match(job.request)
-        decision = self._policy.decide(
-            len(job.request.input_ids),
-            matched_tokens,
-            [candidate.queue_length for candidate in job.candidates],
-            self._outlook(job),
-        )
-        if job.prefers_local and self._engine.capabilities.prefills_locally:
-            decision = replace(
-                decision, remote=False, reason=SplitReason.DEGRADED_TO_LOCAL, candidates=()
-            )
+        decision = decide(self._policy, job, matched_tokens, self._engine, self._costs.model)
         return _Start(job, arrived_s, matched_tokens, decision)
-
-    def _outlook(self, job: Job) -> Outlook:
-        stats, capabilities = self._engine.stats(), self._engine.capabilities
-        local = LocalOutlook(
-            costs=self._costs.model,
-            queue_length=stats.queued_requests + stats.prefilling_requests,
-            queued_tokens=stats.queued_tokens,
-            sequences=stats.decoding_requests,
-            resident_tokens=stats.kv_blocks_owned * capabilities.block_size,
-            kv_bytes_per_token=capabilities.kv_bytes_per_token,
-        )
-        return Outlook(local, [candidate.outlook for candidate in job.candidates])
 
     async def _prefill_remotely(self, held: AsyncExitStack, start: _Start) -> _Delivered | None:
         """Tries the decision's prefill workers in order; returns None when none delivered."""

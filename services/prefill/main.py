@@ -2,7 +2,7 @@
 
 import typer
 
-from baton.compute import ComputeOptions, Device, Dtype, TokenBudget
+from baton.compute import ComputeOptions, Device, Dtype, EngineArguments, TokenBudget
 from baton.process import Advertise, ConfigFile, Host, Name, Port, ProcessOptions
 from baton.state.records import WorkerRole
 from baton.worker.command import run_worker
@@ -24,12 +24,13 @@ def serve(
     device: Device = "auto",
     dtype: Dtype = "auto",
     token_budget: TokenBudget = None,
+    engine_argument: EngineArguments = None,
 ) -> None:
     """Compute prompts for the fleet's decode workers until told to stop."""
     run_worker(
         WorkerRole.PREFILL,
         ProcessOptions(config, host, port, name, advertise),
-        ComputeOptions(device, dtype, token_budget),
+        ComputeOptions(device, dtype, token_budget, tuple(engine_argument or ())),
         build_service,
     )
 

@@ -7,6 +7,8 @@ from typing import Any
 import grpc
 
 from baton.engine.base import Prefilled
+from baton.engine.rooms import RoomEngine, as_room_engine
+from baton.errors import PreconditionError
 from baton.kv.transfer import KvDestination
 from baton.rpc.link_server import ServedCall, serve_link
 from baton.rpc.links import PREFILL_LINK
@@ -38,6 +40,9 @@ class PrefillServer(prefill_pb2_grpc.PrefillServiceServicer):
         """Registers the service."""
         prefill_pb2_grpc.add_PrefillServiceServicer_to_server(self, server)
 
+    async def prepare(self) -> None:
+        """Does nothing: decode workers introduce themselves."""
+
     async def run(self) -> None:
         """Forgets decode workers that are gone."""
         await self._peers.follow(self._parts.fleet)
@@ -60,6 +65,10 @@ class PrefillServer(prefill_pb2_grpc.PrefillServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> prefill_pb2.ConnectPeerResponse:
         """Introduces a decode worker and proves the pair by a probe transfer."""
+        if (engine := as_room_engine(self._parts.engine)) is not None:
+            async with statuses(context):
+                with self._parts.gate.pass_through():
+                    return self._tell_rendezvous(engine, request)
         probe = KvDestination(request.probe_id, request.agent, 0, (request.probe_block,))
         async with statuses(context):
             with self._parts.gate.pass_through():
@@ -85,6 +94,9 @@ class PrefillServer(prefill_pb2_grpc.PrefillServiceServicer):
 
     async def _serve(self, link: LinkedPeers, call: Call) -> None:
         start = call.start.start
+        if start.HasField("room"):
+            await self._serve_room(call)
+            return
         destination = messages.destination(start.destination)
         with self._parts.gate.pass_through(), self._peers.writing(link, destination.agent):
             job = PrefillJob(
@@ -95,6 +107,28 @@ class PrefillServer(prefill_pb2_grpc.PrefillServiceServicer):
             )
             prefilled = await self._worker.run(job)
         await call.send(prefill_link_pb2.PrefillEvent(done=_done(prefilled)))
+
+    async def _serve_room(self, call: Call) -> None:
+        start = call.start.start
+        with self._parts.gate.pass_through():
+            request = messages.engine_request(start, call.traceparent)
+            # Who else is in the room only the engines know.
+            job = PrefillJob(request, messages.room(start.room), "", call.traceparent)
+            prefilled = await self._worker.run(job)
+        await call.send(prefill_link_pb2.PrefillEvent(done=_done(prefilled)))
+
+    def _tell_rendezvous(
+        self, engine: RoomEngine, request: prefill_pb2.ConnectPeerRequest
+    ) -> prefill_pb2.ConnectPeerResponse:
+        """Tells where to meet. Raises PreconditionError for an engine that cannot."""
+        layout = engine.capabilities.kv_layout
+        if request.kv_layout != layout:
+            raise PreconditionError(
+                f"KV layouts differ: {request.kv_layout} here, {layout} there",
+                reason="LAYOUT_MISMATCH",
+            )
+        agent = self._parts.transport.agent
+        return prefill_pb2.ConnectPeerResponse(agent=agent, rendezvous=engine.rendezvous)
 
     def _worker_id_of(self, agent: str) -> str:
         """Returns the decode worker's name; its incarnation while the fleet does not show it."""

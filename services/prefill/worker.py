@@ -7,7 +7,8 @@ from opentelemetry.trace import Span
 from opentelemetry.util.types import AttributeValue
 
 from baton.engine.base import Engine, Prefilled
-from baton.errors import OverloadedError
+from baton.engine.rooms import Room, as_room_engine
+from baton.errors import OverloadedError, PreconditionError
 from baton.kv.transfer import KvDestination
 from baton.requests import EngineRequest
 from baton.telemetry.names import (
@@ -31,10 +32,10 @@ RETRY_AFTER_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class PrefillJob:
-    """A prompt to compute and where its KV goes."""
+    """A prompt to compute and where its KV goes: into blocks, or to whoever is in a room."""
 
     request: EngineRequest
-    destination: KvDestination
+    where: KvDestination | Room
     decode_worker_id: str
     traceparent: str = ""
 
@@ -62,11 +63,19 @@ class PrefillWorker:
         self._inside += 1
         try:
             with self._telemetry.span(SPAN_PREFILL, job.traceparent, self._attributes(job)) as span:
-                prefilled = await self._engine.prefill(job.request, job.destination)
+                prefilled = await self._prefill(job)
                 self._record(job, span, prefilled, time.monotonic() - arrived_s)
                 return prefilled
         finally:
             self._inside -= 1
+
+    async def _prefill(self, job: PrefillJob) -> Prefilled:
+        if not isinstance(job.where, Room):
+            return await self._engine.prefill(job.request, job.where)
+        engine = as_room_engine(self._engine)
+        if engine is None:
+            raise PreconditionError("this engine writes into blocks", reason="PAIRS_BY_BLOCKS")
+        return await engine.prefill_in_room(job.request, job.where)
 
     def _check_queue(self) -> None:
         # The engine's own count lags behind a burst that arrived at once, so count here.

@@ -11,6 +11,7 @@ import logging
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -52,7 +53,10 @@ class Server:
             else:
                 task = tasks.create_task(self._run(command))
                 self._running[command.number] = task
-                task.add_done_callback(lambda _, it=command.number: self._running.pop(it))
+                task.add_done_callback(partial(self._forget, command.number))
+
+    def _forget(self, number: int, _: "asyncio.Task[None]") -> None:
+        del self._running[number]
 
     async def report_load(self) -> None:
         """Sends the scheduler's figures whenever they changed."""
@@ -87,7 +91,7 @@ class Server:
                 self._report_output(command.number, new, output)
         except (ValueError, TypeError) as error:
             self.report(frames.Failed(command.number, str(error), is_invalid=True))
-        except Exception as error:  # noqa: BLE001  # whatever an engine's front can raise
+        except Exception as error:  # whatever an engine's front can raise
             logger.exception("request failed number=%d", command.number)
             self.report(frames.Failed(command.number, repr(error), is_invalid=False))
 
@@ -135,7 +139,7 @@ def make_engine(arguments: Mapping[str, Any]) -> Any:
 
 
 def _ready(engine: Any) -> frames.Ready:
-    info = engine._scheduler_init_result.scheduler_infos[0]  # noqa: SLF001 - not public elsewhere
+    info = engine._scheduler_init_result.scheduler_infos[0]
     arguments = engine.server_args
     model = engine.tokenizer_manager.model_config
     return frames.Ready(
@@ -171,7 +175,7 @@ def main() -> None:
     launch = msgspec.json.decode(sys.argv[2], type=Launch)
     try:
         engine = make_engine(launch.arguments)
-    except Exception as error:  # noqa: BLE001  # told to the worker, which tells the operator
+    except Exception as error:  # told to the worker, which tells the operator
         logger.exception("the engine could not be made")
         asyncio.run(_refuse(line, error))
         sys.exit(1)

@@ -5,7 +5,7 @@ import logging
 import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,11 @@ class SglangEngine:
 
     def match(self, request: EngineRequest) -> int:
         """Returns how many prompt tokens the cache holds, as far as its events told."""
-        known = set(self._mirror.hashes())
         size = self._options.block_size
         root = root_hash(self.capabilities.model, request.cache_salt)
         matched = 0
         for block_hash in block_hashes(request.input_ids, size, root):
-            if block_hash not in known:
+            if not self._mirror.holds(block_hash):
                 break
             matched += size
         return matched
@@ -214,15 +213,15 @@ class SglangEngine:
 
     async def _launch(self) -> None:
         options = self._options
-        with _free_ports() as ports:
-            arguments = engine_arguments(options, ports)
+        ports = _free_ports()
+        arguments = engine_arguments(options, ports)
         process = EngineProcess(self._take_events)
         events = f"tcp://127.0.0.1:{ports.events}"
         ready = await process.start(Launch(arguments, events, f"tcp://127.0.0.1:{ports.replay}"))
         self._process = process
         self._capabilities = await asyncio.to_thread(_describe, options, arguments, ready)
         if options.role == PREFILL:
-            self._rendezvous = f"{options.host}:{ports.bootstrap}"
+            self._rendezvous = f"{options.reachable}:{ports.bootstrap}"
         await self._warm_up()
 
     async def _relaunch(self) -> None:
@@ -269,9 +268,7 @@ class SglangEngine:
                     first_s = time.monotonic()
                     prefilled = self._first(request, output)
                 count += len(output.token_ids)
-                yield TokenEvent(
-                    tuple(output.token_ids), tuple(output.logprobs), reason, prefilled
-                )
+                yield TokenEvent(tuple(output.token_ids), tuple(output.logprobs), reason, prefilled)
         if first_s is not None:
             self._learn_step(count, time.monotonic() - first_s)
 
@@ -344,8 +341,13 @@ def _describe(
     config = read_model_config(options.model_dir)
     dtype = str(arguments.get("dtype", "auto"))
     layout = "/".join(
-        ("sglang", f"tp{options.tensor_parallelism}", f"page{options.block_size}", dtype,
-         ready.kv_dtype)
+        (
+            "sglang",
+            f"tp{options.tensor_parallelism}",
+            f"page{options.block_size}",
+            dtype,
+            ready.kv_dtype,
+        )
     )
     return EngineCapabilities(
         model=Path(options.model_dir).name,
@@ -371,15 +373,10 @@ def _pairs_by_room() -> PreconditionError:
     return PreconditionError("this engine moves its KV itself", reason="PAIRS_BY_ROOM")
 
 
-class _free_ports:
-    """Holds three free ports until the engine's arguments are made."""
-
-    def __enter__(self) -> Ports:
-        self._held = [socket.socket() for _ in range(3)]
-        for it in self._held:
-            it.bind(("127.0.0.1", 0))
-        return Ports(*(it.getsockname()[1] for it in self._held))
-
-    def __exit__(self, *_: object) -> None:
-        for it in self._held:
-            it.close()
+def _free_ports() -> Ports:
+    """Returns ports that are free now; held together, so that they differ."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(3)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return Ports(*(each.getsockname()[1] for each in sockets))

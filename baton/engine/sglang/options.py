@@ -36,7 +36,7 @@ class SglangOptions:
     """How one worker runs SGLang.
 
     `arguments` are the operator's, by SGLang's own names; they win where the mesh has no say.
-    `host` is the address that peers reach this worker's engine at.
+    The engine listens at `host`; peers reach it at `reachable`.
     """
 
     model_dir: str
@@ -44,6 +44,7 @@ class SglangOptions:
     block_size: int
     kv_memory_bytes: int
     host: str = "127.0.0.1"
+    reachable: str = "127.0.0.1"
     reuse_prefix: bool = True
     arguments: Mapping[str, Any] = field(default_factory=dict)
 

@@ -45,6 +45,7 @@ class CacheMirror:
         self._block_size = block_size
         self._root_of = root_of
         self._pages: dict[int, _Page] = {}
+        self._held: set[int] = set()
         self.mismatches = 0
         self.orphans = 0
 
@@ -54,7 +55,11 @@ class CacheMirror:
 
     def hashes(self) -> list[int]:
         """Returns Baton's hashes of all known blocks."""
-        return [page.block_hash for page in self._pages.values()]
+        return list(self._held)
+
+    def holds(self, block_hash: int) -> bool:
+        """Tells whether a block is known by Baton's hash."""
+        return block_hash in self._held
 
     def apply(self, events: Iterable[WireEvent]) -> list[KvEvent]:
         """Takes events in and returns what they mean to the mesh, in order."""
@@ -63,6 +68,7 @@ class CacheMirror:
     def forget(self) -> list[KvEvent]:
         """Starts over, as after lost events or with a new engine."""
         self._pages.clear()
+        self._held.clear()
         return [BlocksCleared()]
 
     def _apply(self, event: WireEvent) -> Iterator[KvEvent]:
@@ -95,6 +101,7 @@ class CacheMirror:
                 self._check(published, digest, event.cache_salt)
                 first_parent = first_parent if fresh else parent
                 fresh.append(own)
+                self._held.add(own)
             page.media.add(event.medium)
             parent = own
         if fresh:
@@ -109,6 +116,7 @@ class CacheMirror:
             page.media.discard(event.medium)
             if not page.media:
                 del self._pages[published]
+                self._held.discard(page.block_hash)
                 gone.append(page.block_hash)
         if gone:
             yield BlocksRemoved(tuple(gone))

@@ -9,8 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_STORED = ("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium",
-           "cache_salt")
+_STORED = (
+    "block_hashes",
+    "parent_block_hash",
+    "token_ids",
+    "block_size",
+    "lora_id",
+    "medium",
+    "cache_salt",
+)
 _REMOVED = ("block_hashes", "medium")
 DEFAULT_MEDIUM = "GPU"
 
