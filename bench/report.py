@@ -14,15 +14,16 @@ RESULTS = Path(__file__).parent / "results"
 
 def emit(
     bench: str,
-    figures: Mapping[str, float | None],
+    figures: Mapping[str, float | str | None],
     details: Mapping[str, Any],
     record: bool = False,
 ) -> None:
     """Prints the figures; with `record` keeps them and the details in bench/results."""
     for name, value in figures.items():
-        print(f"  {name:40} {'not measured' if value is None else f'{value:,.4g}'}")
+        print(f"  {name:40} {_shown(value)}")
     rounded = {
-        name: None if value is None else float(f"{value:.5g}") for name, value in figures.items()
+        name: float(f"{value:.5g}") if isinstance(value, float | int) else value
+        for name, value in figures.items()
     }
     line = {"bench": bench, "figures": rounded, "machine": machine(), "commit": commit()}
     if record:
@@ -30,6 +31,12 @@ def emit(
         kept = {**line, "details": dict(details)}
         (RESULTS / f"{bench}.json").write_text(json.dumps(kept, indent=1) + "\n")
     print(json.dumps(line), flush=True)
+
+
+def _shown(value: float | str | None) -> str:
+    if value is None:
+        return "not measured"
+    return value if isinstance(value, str) else f"{value:,.4g}"
 
 
 def machine() -> dict[str, Any]:

@@ -11,10 +11,11 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
 from baton.engine.base import Prefilled, TokenEvent
 from baton.engine.rooms import RoomEngine, new_room
-from baton.errors import BatonError, CancelledByPeerError, TransferError
+from baton.errors import BatonError, CancelledByPeerError, InvalidRequestError, TransferError
 from baton.requests import EngineRequest
 from baton.rpc.link import LinkPool
 from baton.rpc.links import PREFILL_LINK
@@ -77,8 +78,8 @@ class Legs:
                 has_met = True
                 yield met
         except BatonError as error:
-            if has_met:
-                raise
+            if has_met or isinstance(error, InvalidRequestError):
+                raise  # nobody else would serve it either
             raise AttemptFailed(worker.worker_id, error) from error
 
     @asynccontextmanager
@@ -115,7 +116,8 @@ async def _first_token(
     first: "asyncio.Future[TokenEvent]", done: "asyncio.Future[prefill_link_pb2.PrefillDone]"
 ) -> TokenEvent:
     """Returns the decode leg's first event; raises what failed first, the cause of two."""
-    await asyncio.wait([first, done], return_when=asyncio.FIRST_COMPLETED)
+    legs: list[asyncio.Future[Any]] = [first, done]
+    await asyncio.wait(legs, return_when=asyncio.FIRST_COMPLETED)
     if not first.done() and done.exception() is None:
         await asyncio.wait([first])  # the prefill leg is through, which proves nothing
     if not first.done() or (isinstance(first.exception(), BatonError) and _is_cause(done)):

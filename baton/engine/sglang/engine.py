@@ -96,9 +96,10 @@ class SglangEngine:
         return self._mirror
 
     async def start(self, transport: KvTransport) -> None:
-        """Checks the release, starts the process and warms it up."""
+        """Checks the release, starts the process and warms it up; again does nothing."""
         check_version()
-        await self._launch()
+        if self._process is None:
+            await self._launch()
 
     async def stop(self) -> None:
         """Ends the process; what runs on it fails. Again does nothing."""

@@ -23,6 +23,7 @@ from baton.errors import (
     StartupError,
     UnavailableError,
 )
+from baton.worker.finish import finish
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ START_TIMEOUT_S = 600.0
 """Loading a large model takes minutes."""
 
 STOP_GRACE_S = 10.0
-ABORT_TIMEOUT_S = 10.0
+ABORT_TIMEOUT_S = 5.0
 
 _LIMITS = {
     # Their own defaults are 300 s, which is no backpressure; ours come from the mesh's deadlines.
@@ -141,9 +142,11 @@ class EngineProcess:
                 yield answer
         finally:
             self.answering -= has_begun
-            if not has_ended:
-                await self._abort(number, answers)
-            del self._answers[number]
+            try:
+                if not has_ended:
+                    await finish(self._abort(number, answers))
+            finally:
+                del self._answers[number]
 
     async def _abort(self, number: int, answers: asyncio.Queue[Answer]) -> None:
         if self._writer is None or self.ended.is_set():

@@ -1,0 +1,314 @@
+"""The mesh on SGLang beside SGLang alone: `python -m bench.sglang`.
+
+The same two engines are driven directly and through router, admission and workers, request by
+request in turn, so that what the machine does meanwhile hits both alike. Then the pair is compared
+with two aggregated engines behind the same router at rising load. On the CPU the figures say what
+the mesh adds, and nothing about GPUs.
+"""
+
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from baton.engine.sglang import SglangEngine
+from baton.models import DEFAULT_MODEL, model_dir
+from baton.rpc.channels import open_channel
+from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
+from bench.drive import LoadPlan, LoadResult, Outcome, drive, percentiles_ms
+from bench.load import GrpcTarget
+from bench.prompts import PromptPlan
+from bench.report import emit, note
+from bench.sglang_fleet import (
+    ROLES,
+    Front,
+    Setup,
+    ask_alone,
+    ask_pair,
+    gpu_count,
+    running_front,
+    running_workers,
+    start_all,
+    write_shape,
+)
+
+CPU_CONFIG = Path(__file__).parents[1] / "tools" / "sglang_cpu" / "baton.yaml"
+PAIR = ("p0", "d0")
+AGGREGATED = ("a0", "a1")
+WARM_UP = 3
+
+GPU_ARGUMENTS: Mapping[str, Any] = {
+    "load_format": "dummy",
+    "attention_backend": "triton",
+    "sampling_backend": "pytorch",
+    "mem_fraction_static": 0.85,
+    "cuda_graph_max_bs_decode": 64,
+    "chunked_prefill_size": 2048,
+    "cuda_graph_backend_prefill": "disabled",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is asked; a request is good within both targets."""
+
+    prompt_tokens: int
+    output_tokens: int
+    requests: int
+    rates: tuple[float, ...]
+    seconds: float
+    ttft_ms: float
+    tpot_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The figures of one part of the run, as kept on disk before the next part starts."""
+
+    name: str
+    figures: Mapping[str, Any]
+
+
+class Run:
+    """One run: what it has so far is on disk at any moment."""
+
+    def __init__(self, setup: Setup, work: Work, out: Path | None) -> None:
+        self._setup = setup
+        self._work = work
+        self._out = out
+        self.steps: dict[str, Mapping[str, Any]] = {}
+
+    def keep(self, step: Step) -> None:
+        """Prints and saves the figures of a part."""
+        self.steps[step.name] = step.figures
+        note(f"{step.name}: {json.dumps(step.figures)}")
+        if self._out is not None:
+            self._out.write_text(json.dumps(self.steps, indent=1))
+
+    async def run(self, directory: Path) -> dict[str, float | None]:
+        """Measures all parts and returns the figures of the report."""
+        async with running_front(self._setup, directory) as front:
+            pair, pair_ids = await self._with_pair(front)
+            alone, alone_ids = await self._with_aggregated(front)
+        same = [ours == theirs for ours, theirs in zip(pair_ids, alone_ids, strict=True)]
+        self.keep(Step("identity", {"identical": sum(same), "of": len(same)}))
+        return {
+            "tokens_identical": sum(same) / len(same),
+            "overhead_p50_ms": pair["overhead_p50_ms"],
+            "ttft_p50_ms": pair["mesh_ttft_ms"]["p50"],
+            "tpot_p50_ms": pair["mesh_tpot_ms"]["p50"],
+            "goodput_ratio_vs_aggregated": _ratio(pair["goodput"], alone["goodput"]),
+        }
+
+    async def _with_pair(self, front: Front) -> tuple[dict[str, Any], list[list[int]]]:
+        engines = {name: self._setup.engine(name, ROLES[name[0]]) for name in PAIR}
+        seconds = await start_all(list(engines.values()))
+        self.keep(Step("pair-start", {"seconds": seconds}))
+        try:
+            async with running_workers(front, engines):
+                ids = await self._identity(front)
+                figures = await self._overhead(front, engines["p0"], engines["d0"])
+                self.keep(Step("pair-overhead", figures))
+                figures["goodput"] = await self._goodput(front, "pair")
+        finally:
+            await _stop(engines)
+        return figures, ids
+
+    async def _with_aggregated(self, front: Front) -> tuple[dict[str, Any], list[list[int]]]:
+        engines = {name: self._setup.engine(name, ROLES[name[0]]) for name in AGGREGATED}
+        seconds = await start_all(list(engines.values()))
+        self.keep(Step("aggregated-start", {"seconds": seconds}))
+        try:
+            prompts = self._identity_prompts()
+            ids = [
+                (await ask_alone(engines["a0"], prompt, self._work.output_tokens))[1]
+                for prompt in prompts
+            ]
+            async with running_workers(front, engines):
+                figures = {"goodput": await self._goodput(front, "aggregated")}
+        finally:
+            await _stop(engines)
+        return figures, ids
+
+    def _identity_prompts(self) -> list[list[int]]:
+        plan = PromptPlan(self._work.prompt_tokens, self._work.output_tokens, seed=99)
+        return [list(plan.ids(number)) for number in range(8)]
+
+    async def _identity(self, front: Front) -> list[list[int]]:
+        """Asks through the mesh, one at a time, so that batching rounds nothing differently."""
+        async with Asker(front.address) as asker:
+            return [
+                (await asker.ask(prompt, self._work.output_tokens))[1]
+                for prompt in self._identity_prompts()
+            ]
+
+    async def _overhead(
+        self, front: Front, prefill: SglangEngine, decode: SglangEngine
+    ) -> dict[str, Any]:
+        """Asks in turn directly and through the mesh; every prompt is new."""
+        work = self._work
+        plan = PromptPlan(work.prompt_tokens, work.output_tokens, seed=7)
+        direct, mesh = list[Outcome](), list[Outcome]()
+        async with Asker(front.address) as asker:
+            for number in range(work.requests + WARM_UP):
+                prompts = [list(plan.ids(2 * number + side)) for side in range(2)]
+                first, _ = await ask_pair(prefill, decode, prompts[0], work.output_tokens)
+                second, _ = await asker.ask(prompts[1], work.output_tokens)
+                if number >= WARM_UP:
+                    direct.append(first)
+                    mesh.append(second)
+        pairs = list(zip(mesh, direct, strict=True))
+        return {
+            "overhead_p50_ms": 1e3 * statistics.median(m.ttft_s - d.ttft_s for m, d in pairs),
+            "overhead_total_p50_ms": 1e3
+            * statistics.median(_total_s(m) - _total_s(d) for m, d in pairs),
+            "direct_ttft_ms": percentiles_ms([it.ttft_s for it in direct]),
+            "mesh_ttft_ms": percentiles_ms([it.ttft_s for it in mesh]),
+            "direct_tpot_ms": percentiles_ms([it.tpot_s or 0.0 for it in direct]),
+            "mesh_tpot_ms": percentiles_ms([it.tpot_s or 0.0 for it in mesh]),
+            "requests": len(pairs),
+        }
+
+    async def _goodput(self, front: Front, name: str) -> float:
+        """Returns the most good requests per second that any of the rates gave."""
+        work, best = self._work, 0.0
+        prompts = PromptPlan(work.prompt_tokens, work.output_tokens, seed=random.randrange(1 << 30))  # noqa: S311
+        for rate in work.rates:
+            target = GrpcTarget(front.address, prompts)
+            try:
+                load = await drive(target.send, LoadPlan(work.seconds, rate_per_s=rate))
+            finally:
+                await target.close()
+            good = good_per_s(load, work)
+            best = max(best, good)
+            figures = {"rate": rate, "good_per_s": good, "tokens_per_s": load.tokens / load.seconds}
+            self.keep(Step(f"{name}-load-{rate:g}", {**figures, **load.figures()}))
+            if good < rate / 4:
+                break  # beyond what it can; more load only queues
+        return best
+
+
+class Asker:
+    """One client of a router."""
+
+    def __init__(self, address: str) -> None:
+        self._channel = open_channel(address)
+        self._stub: Any = router_pb2_grpc.RouterServiceStub(self._channel)
+
+    async def __aenter__(self) -> "Asker":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
+
+    async def ask(self, prompt: Sequence[int], tokens: int) -> tuple[Outcome, list[int]]:
+        """Runs one greedy request."""
+        sampling = types_pb2.SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        request = router_pb2.GenerateRequest(input_ids=prompt, sampling_params=sampling)
+        outcome, ids = Outcome(time.monotonic()), list[int]()
+        async for response in self._stub.Generate(request, timeout=120):
+            if response.chunk.output_ids:
+                outcome.last_s = time.monotonic()
+                outcome.first_s = outcome.first_s or outcome.last_s
+                outcome.tokens += len(response.chunk.output_ids)
+                ids += response.chunk.output_ids
+        outcome.ended_s = time.monotonic()
+        return outcome, ids
+
+
+def good_per_s(load: LoadResult, work: Work) -> float:
+    """Returns the requests per second that met both targets; errors met none."""
+    good = [
+        it
+        for it in load.outcomes
+        if not it.error
+        and 1e3 * it.ttft_s <= work.ttft_ms
+        and 1e3 * (it.tpot_s or 0.0) <= work.tpot_ms
+    ]
+    return len(good) / load.seconds
+
+
+def _total_s(outcome: Outcome) -> float:
+    return outcome.ended_s - outcome.started_s
+
+
+def _ratio(ours: float, theirs: float) -> float | None:
+    return ours / theirs if theirs else None
+
+
+async def _stop(engines: Mapping[str, SglangEngine]) -> None:
+    await asyncio.gather(*(engine.stop() for engine in engines.values()))
+
+
+def main() -> None:
+    """Runs the command line."""
+    typer.run(_command)
+
+
+def _command(
+    size: Annotated[str, typer.Option(help="tiny (Baton's own), 1b or 8b.")] = "tiny",
+    prompt_tokens: int = 256,
+    output_tokens: int = 16,
+    requests: Annotated[int, typer.Option(help="Requests each way for the overhead.")] = 30,
+    rates: Annotated[str, typer.Option(help="Requests per second, rising.")] = "1,2,4",
+    seconds: Annotated[float, typer.Option(help="Measured at each rate.")] = 10.0,
+    ttft_ms: Annotated[float, typer.Option(help="Target for TTFT.")] = 1000.0,
+    tpot_ms: Annotated[float, typer.Option(help="Target for TPOT.")] = 200.0,
+    kv_tokens: int = 8192,
+    out: Annotated[
+        Path | None, typer.Option(help="File that has each part's figures at once.")
+    ] = None,
+    record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
+) -> None:
+    """Measure what the mesh adds to SGLang, and pair against aggregated."""
+    work = Work(
+        prompt_tokens, output_tokens, requests,
+        tuple(float(word) for word in rates.split(",") if word), seconds, ttft_ms, tpot_ms,
+    )  # fmt: skip
+    gpus = gpu_count()
+    with tempfile.TemporaryDirectory() as scratch:
+        setup = _setup(size, gpus, kv_tokens, Path(scratch))
+        run = Run(setup, work, out)
+        figures = asyncio.run(run.run(Path(scratch)))
+    device = _device(gpus)
+    details = {"size": size, "work": vars_of(work), "steps": run.steps}
+    emit("bench-sglang", {**figures, "device": f"{device}, {size}"}, details, record)
+
+
+def vars_of(work: Work) -> dict[str, Any]:
+    """Returns what was asked, for the record."""
+    return {name: getattr(work, name) for name in work.__slots__}
+
+
+def _setup(size: str, gpus: int, kv_tokens: int, directory: Path) -> Setup:
+    tiny = model_dir(DEFAULT_MODEL)
+    model = tiny if size == "tiny" else write_shape(size, tiny, directory)
+    if not gpus:
+        arguments = yaml.safe_load(CPU_CONFIG.read_text(encoding="utf-8"))["engine"]["sglang"]
+        return Setup(model, 16, kv_tokens, arguments)
+    arguments = dict(GPU_ARGUMENTS)
+    if size == "tiny":
+        del arguments["load_format"]
+    placed = {name: {"base_gpu_id": 1} for name in ("d0", "a1")} if gpus > 1 else {}
+    return Setup(model, 16, kv_tokens, arguments, placed)
+
+
+def _device(gpus: int) -> str:
+    if not gpus:
+        return "cpu"
+    import torch
+
+    return f"{gpus} x {torch.cuda.get_device_name(0)}"
+
+
+if __name__ == "__main__":
+    main()
