@@ -25,7 +25,7 @@ from baton.models import DEFAULT_MODEL, model_dir
 from baton.rpc.channels import open_channel
 from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
 from bench.drive import LoadPlan, LoadResult, Outcome, drive, percentiles_ms
-from bench.load import GrpcTarget
+from bench.load import StreamTarget
 from bench.prompts import PromptPlan
 from bench.report import emit, note
 from bench.sglang_fleet import (
@@ -183,7 +183,7 @@ class Run:
         work, best = self._work, 0.0
         prompts = PromptPlan(work.prompt_tokens, work.output_tokens, seed=random.randrange(1 << 30))  # noqa: S311
         for rate in work.rates:
-            target = GrpcTarget(front.address, prompts)
+            target = StreamTarget(front.address, prompts)
             try:
                 load = await drive(target.send, LoadPlan(work.seconds, rate_per_s=rate))
             finally:

@@ -20,7 +20,10 @@ _MIB = 1 << 20
 
 
 def build_engine(
-    config: Config, compute: ComputeOptions, role: WorkerRole, reachable: str = "127.0.0.1"
+    config: Config,
+    compute: ComputeOptions,
+    role: WorkerRole = WorkerRole.DECODE,
+    reachable: str = "127.0.0.1",
 ) -> Engine:
     """Returns the configured engine, not started. Peers reach this machine at `reachable`.
 
