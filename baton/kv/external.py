@@ -1,6 +1,7 @@
 """The transport of engines that move KV themselves: a name, and nothing to move."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from baton.errors import PreconditionError
 from baton.kv.transfer import KvDestination, KvReceipt, OutgoingTransfer, PoolMemory
@@ -33,6 +34,14 @@ class EngineTransport:
     def is_connected(self, agent: str) -> bool:
         """Returns False: nothing was introduced here."""
         return False
+
+    def paths(self) -> Mapping[str, str]:
+        """Returns nothing: how bytes travel only the engines know."""
+        return {}
+
+    def introducing(self) -> AbstractContextManager[None]:
+        """Minds nothing."""
+        return nullcontext()
 
     def open(self, destination: KvDestination) -> OutgoingTransfer:
         """Is not for this kind."""

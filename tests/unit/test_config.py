@@ -94,7 +94,8 @@ def test_every_problem_is_listed_with_path_and_reason(tmp_path: Path) -> None:
     assert lines[0] == f"{path}: 5 invalid settings"
     assert "  cache.block_size: Input should be greater than or equal to 1 (given: 0)" in lines
     assert "  cache.blocks: unknown field; `baton config show` lists all fields" in lines
-    assert "  engine.kind: Input should be 'torch', 'sglang' or 'simulated' (given: 'magic')" in lines
+    kinds = "'torch', 'sglang' or 'simulated'"
+    assert f"  engine.kind: Input should be {kinds} (given: 'magic')" in lines
     assert "  qos: must be a section with fields of its own (given: 5)" in lines
     assert "  foo: unknown field; `baton config show` lists all fields" in lines
 
