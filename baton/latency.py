@@ -141,14 +141,17 @@ TRUSTED_SAMPLES = 32
 """With fewer samples a fit is not decided by; the declared defaults only compare alike workers."""
 
 OUTPUT_TOKENS = 128
-"""Length of an answer where it matters and nobody knows it: what delays a stream once is spread
-over as many tokens, and as many steps pass until a stream frees its KV. Tokens."""
+"""Length of an answer before any ended: what delays a stream once is spread over as many tokens,
+and as many steps pass until a stream frees its KV. Tokens."""
 
 CHUNK_TOKENS = 256
 """Most tokens of a prompt that are taken to share a step with running streams. Tokens."""
 
 _TYPICAL_PROMPT_TOKENS = 2048
 """Prompts in a queue are taken to be no longer than this where only their sum is known."""
+
+_LENGTH_MEMORY = 256.0
+"""Answers that the mean length remembers."""
 
 _SIGNIFICANT_DIGITS = 6
 
@@ -175,13 +178,30 @@ def prefill_features(uncached_tokens: int, cached_tokens: int) -> tuple[float, f
     return 1.0, uncached_tokens, pairs
 
 
+@dataclass(slots=True)
+class LengthMean:
+    """The mean length of answers: of all at first, then of some hundred latest ones.
+
+    The declared length counts as a few answers, so that the first short one does not decide.
+    """
+
+    tokens: float = OUTPUT_TOKENS
+    _weight: float = 8.0
+
+    def add(self, tokens: int) -> None:
+        """Takes in an answer that ended."""
+        self._weight = min(self._weight + 1, _LENGTH_MEMORY)
+        self.tokens += (max(1, tokens) - self.tokens) / self._weight
+
+
 @dataclass(frozen=True, slots=True)
 class CostModel:
     """What a worker's computing and receiving cost: fitted coefficients as everybody reads them.
 
     `pairs` has the transfer coefficients from single prefill workers, by worker id; `transfer` is
-    for all others. `*_samples` tell how many measurements a fit has seen and `*_error` its running
-    mean of |predicted - actual| / actual. Raises ValueError for coefficients that make no cost.
+    for all others. `output_tokens` is the mean length of the answers that ended here. `*_samples`
+    tell how many measurements a fit has seen and `*_error` its running mean of
+    |predicted - actual| / actual. Raises ValueError for coefficients that make no cost.
     """
 
     prefill: tuple[float, float, float] = PREFILL_DEFAULTS
@@ -194,6 +214,7 @@ class CostModel:
     prefill_error: float = 0.0
     step_error: float = 0.0
     transfer_error: float = 0.0
+    output_tokens: float = OUTPUT_TOKENS
 
     def __post_init__(self) -> None:
         coefficients = (
@@ -204,6 +225,8 @@ class CostModel:
         )
         if not all(0 <= value < math.inf for value in coefficients):
             raise ValueError("coefficients must be finite and not negative")
+        if not 1 <= self.output_tokens < math.inf:
+            raise ValueError("an answer has at least one token")
 
     @property
     def knows_prefill(self) -> bool:
@@ -262,16 +285,23 @@ def local_prefill_s(
     return alone_s + steps * costs.step_s(sequences, resident_tokens)
 
 
-def interference_s(prefill_s: float, sequences: int, tpot_price: float) -> float:
+def interference_s(
+    prefill_s: float, sequences: int, tpot_price: float, output_tokens: float = OUTPUT_TOKENS
+) -> float:
     """Returns what `prefill_s` of computing between decode steps costs the `sequences` streams.
 
-    Each stream is late by that time once, which raises its TPOT by that over OUTPUT_TOKENS;
+    Each stream is late by that time once, which raises its TPOT by that over its `output_tokens`;
     `tpot_price` says how many seconds of TTFT one second of TPOT is worth.
     """
-    return tpot_price * sequences * prefill_s / OUTPUT_TOKENS
+    return tpot_price * sequences * prefill_s / output_tokens
 
 
-def published(costs: WorkerCosts, transfer: OnlineFit, pairs: Mapping[str, OnlineFit]) -> CostModel:
+def published(
+    costs: WorkerCosts,
+    transfer: OnlineFit,
+    pairs: Mapping[str, OnlineFit],
+    output_tokens: float = OUTPUT_TOKENS,
+) -> CostModel:
     """Returns the fits as a worker publishes them; a pair counts from its third sample."""
     return CostModel(
         prefill=_three(costs.prefill),
@@ -284,6 +314,7 @@ def published(costs: WorkerCosts, transfer: OnlineFit, pairs: Mapping[str, Onlin
         prefill_error=_rounded(costs.prefill.error),
         step_error=_rounded(costs.step.error),
         transfer_error=_rounded(transfer.error),
+        output_tokens=_rounded(output_tokens),
     )
 
 

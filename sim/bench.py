@@ -15,7 +15,7 @@ from services.router.policy import (
     DecodeView,
     PrefillView,
     RouteRequest,
-    RoutingPolicy,
+    StandingPolicy,
 )
 from sim.costs.hardware import Hardware
 from sim.costs.presets import H100_COPY, UnknownHardwareError, hardware
@@ -84,7 +84,8 @@ def _hardware(console: Console) -> Hardware:
 class _Timed:
     """A routing policy, and how long it took to decide. The simulation knows no such clock."""
 
-    def __init__(self, policy: RoutingPolicy) -> None:
+    def __init__(self, policy: StandingPolicy) -> None:
+        self.prefill_keys, self.decode_keys = policy.prefill_keys, policy.decode_keys
         self.name = policy.name
         self.seconds = 0.0
         self._policy = policy
@@ -105,6 +106,7 @@ class _Timed:
 def _speed(machine: Hardware, trace: Trace, workers: int) -> Speed:
     spec = FleetSpec(machine, workers // 4, workers - workers // 4)
     policies = PolicySpec(admits_all=True).make(1)
+    assert isinstance(policies.routing, StandingPolicy)
     routing = _Timed(policies.routing)
     policies = replace(policies, routing=routing)
     mesh = SimMesh(spec, trace.block_tokens, policies, lambda outcome: None, asks_oracle=False)

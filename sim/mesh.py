@@ -66,7 +66,9 @@ class SimMesh:
         self._block_tokens = block_tokens
         self._index = PrefixIndex()
         self._network = Network(self.loop, spec.link)
-        self.roster = Roster(spec, block_tokens, self.loop, self._index, self, self._resized)
+        self.roster = Roster(
+            spec, block_tokens, self.loop, self._index, self, policies.routing, self._resized
+        )
         kv_bytes = spec.hardware.kv_bytes_per_token
         self.oracle = Oracle(self.roster, spec.link, kv_bytes, policies.tpot_price)
         self._oracle_every = -(-spec.workers // _ORACLE_WORKERS) if asks_oracle else 0
@@ -111,8 +113,8 @@ class SimMesh:
 
     def cached_tokens(self, request: SimRequest) -> int:
         """See `MeshState`."""
-        depths = self._index.match(request.hashes, self.loop.now_s)
-        return max(depths.values(), default=0) * self._block_tokens
+        holders = self._index.holders(request.hashes, self.loop.now_s)
+        return next((depth for depth, _ in holders.groups()), 0) * self._block_tokens
 
     @property
     def prefill(self) -> list[Sight]:
@@ -178,10 +180,8 @@ class SimMesh:
 
     def _place(self, flight: Flight) -> None:
         request, now_s = flight.request, self.loop.now_s
-        depths = self._index.match(request.hashes, now_s)
-        views, size = self.roster.views, self._block_tokens
-        views.look({name: depth * size for name, depth in depths.items()})
-        decode = views.decode(flight.failed)
+        holders = self._index.holders(request.hashes, now_s)
+        prefill, decode = self.roster.views.show(holders, flight.failed)
         if not decode or len(flight.failed) >= MAX_ATTEMPTS:
             self._end(flight, Ending.REJECTED, KV_POOL_FULL)
             return
@@ -189,7 +189,7 @@ class SimMesh:
             prompt_tokens=request.prompt_tokens,
             kv_bytes_per_token=self.spec.hardware.kv_bytes_per_token,
         )
-        flight.decision = self._policies.routing.choose(route, views.prefill(), decode)
+        flight.decision = self._policies.routing.choose(route, prefill, decode)
         self._dispatch(flight, flight.decision)
         self.loop.after(self._timing.hop_s, self._at_decode, flight)
 
@@ -337,6 +337,7 @@ class SimMesh:
 
     def finished(self, job: Job) -> None:
         """See WorkerEvents."""
+        self.roster.learn_length(job.request.output_tokens)
         self._end(_flight_of(job), Ending.SERVED, "")
 
     def _push(self, job: Job) -> None:

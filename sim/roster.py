@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from baton.latency import TRANSFER_DEFAULTS, OnlineFit
+from baton.latency import TRANSFER_DEFAULTS, CostModel, LengthMean, OnlineFit
 from baton.state.prefix_index import PrefixIndex
+from services.router.policy import RoutingPolicy
 from sim.engine.events import EventLoop
 from sim.engine.pool import SimPool
 from sim.engine.worker import SimWorker, WorkerEvents
@@ -14,7 +15,7 @@ from sim.observe import Role, WorkerState
 from sim.views import FleetViews, Sight
 
 _PUBLISH_EVERY = 64
-"""Transfers after which routers hear what they add."""
+"""Answers after which routers hear what was learned."""
 
 
 class Roster:
@@ -30,11 +31,12 @@ class Roster:
         loop: EventLoop,
         index: PrefixIndex,
         events: WorkerEvents,
+        routing: RoutingPolicy,
         on_change: Callable[[], None],
     ) -> None:
         self.sights: dict[str, Sight] = {}
         self.starting: list[Role] = []
-        self.views = FleetViews()
+        self.views = FleetViews(routing, block_tokens)
         self.gone: list[Sight] = []
         self._spec = spec
         self._block_tokens = block_tokens
@@ -43,6 +45,8 @@ class Roster:
         self._events = events
         self._on_change = on_change
         self._made = 0
+        self._answers = 0
+        self._length = LengthMean()
         self._transfer = OnlineFit(TRANSFER_DEFAULTS)
         self._counts = dict.fromkeys(Role, 0)
         self._leaving: dict[str, Callable[[], None]] = {}
@@ -101,13 +105,21 @@ class Roster:
 
     def learn_transfer(self, tokens: int, added_s: float) -> None:
         """Learns what moving KV added to computing it, as decode workers do; all are alike here."""
-        fit = self._transfer
-        fit.update((1.0, tokens * self._spec.hardware.kv_bytes_per_token), added_s)
-        if fit.samples % _PUBLISH_EVERY == 0:
-            first, each = fit.coefficients
+        kv_bytes = tokens * self._spec.hardware.kv_bytes_per_token
+        self._transfer.update((1.0, kv_bytes), added_s)
+
+    def learn_length(self, output_tokens: int) -> None:
+        """Learns how long an answer was; now and then routers hear what was learned."""
+        self._length.add(output_tokens)
+        self._answers += 1
+        if self._answers % _PUBLISH_EVERY == 0:
             for sight in self.sights.values():
-                sight.costs = replace(sight.costs, transfer=(first, each))
+                sight.costs = self._known(sight.costs)
                 self.views.touch(sight)
+
+    def _known(self, costs: CostModel) -> CostModel:
+        first, each = self._transfer.coefficients
+        return replace(costs, transfer=(first, each), output_tokens=self._length.tokens)
 
     def states(self) -> Iterator[WorkerState]:
         """Yields the state of each worker."""
@@ -122,8 +134,7 @@ class Roster:
         number, self._counts[role] = self._counts[role], self._counts[role] + 1
         name = f"{role}-{number}"
         worker = self._worker(role, name)
-        first, each = self._transfer.coefficients
-        costs = replace(self._spec.known_costs(role), transfer=(first, each))
+        costs = self._known(self._spec.known_costs(role))
         sight = Sight(name, role, worker, costs, self.views.changed, self._loop.now_s)
         self.sights[name] = sight
         self._index.add(name)

@@ -4,12 +4,25 @@ Figures are those of the moment, with the router's own dispatches on top, as cre
 the mesh; how late workers report is not simulated.
 """
 
-from collections.abc import Collection, Mapping
+import random
+from collections.abc import Callable, Collection, Iterable
+from typing import Generic
 
 from baton.latency import CostModel
-from services.router.policy import DecodeView, PrefillView
+from baton.state.prefix_index import Holders
+from services.router.policies.standing import Standing
+from services.router.policy import (
+    DecodeView,
+    PrefillView,
+    RoutingPolicy,
+    StandingPolicy,
+    View,
+)
 from sim.engine.worker import SimWorker
 from sim.observe import Role, WorkerState
+
+SHOWN_WHOLE = 32
+"""Up to so many workers of a role a policy sees them all."""
 
 
 class Sight:
@@ -138,67 +151,103 @@ class Sight:
         )
 
 
-class FleetViews:
-    """All views, made again only where something differs from the last look.
+class RoleViews(Generic[View]):
+    """The views of one role's workers, made again only where something differs.
 
-    `changed` has the indices of workers that did something since.
+    Small fleets are shown whole. Of large ones policies that can are shown a few: see `Standing`.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        make: Callable[[Sight, int], View],
+        keys: Callable[[View], tuple[float, ...]] | None,
+        rng: random.Random,
+    ) -> None:
+        self._make: Callable[[Sight, int], View] = make
+        self._keys: Callable[[View], tuple[float, ...]] | None = keys
+        self._rng = rng
+        self._sights: dict[str, Sight] = {}
+        self._views: dict[str, View] = {}
+        self._standing: Standing | None = None
+
+    def put(self, sight: Sight) -> None:
+        """Takes a worker in, or notes what changed about it."""
+        self._sights[sight.name] = sight
+        if self._keys is None:
+            self._views.pop(sight.name, None)
+            return
+        view = self._views[sight.name] = self._make(sight, 0)
+        keys = self._keys(view)
+        if self._standing is None:
+            self._standing = Standing(len(keys), self._rng)
+        if sight.is_draining:
+            self._standing.drop(sight.name)
+        else:
+            self._standing.put(sight.name, keys)
+
+    def drop(self, sight: Sight) -> None:
+        """Forgets a worker."""
+        self._sights.pop(sight.name, None)
+        self._views.pop(sight.name, None)
+        if self._standing is not None:
+            self._standing.drop(sight.name)
+
+    def show(self, holders: Holders, block_tokens: int) -> list[View]:
+        """Returns the workers that a request may go to."""
+        names: Iterable[str] = self._sights
+        if self._standing is not None and len(self._standing) > SHOWN_WHOLE:
+            names = self._standing.few(holders)
+        return [self._view(name, holders.depth(name) * block_tokens) for name in names]
+
+    def _view(self, name: str, cached_tokens: int) -> View:
+        view = self._views.get(name)
+        if view is None or view.cached_tokens != cached_tokens:
+            view = self._views[name] = self._make(self._sights[name], cached_tokens)
+        return view
+
+
+class FleetViews:
+    """All views. `changed` has the indices of workers that did something since the last look."""
+
+    def __init__(self, routing: RoutingPolicy, block_tokens: int) -> None:
         self.changed: set[int] = set()
+        self._block_tokens = block_tokens
         self._sights: dict[int, Sight] = {}
-        self._by_name: dict[str, Sight] = {}
-        self._cached: Mapping[str, int] = {}
-        self._prefill: dict[int, PrefillView] = {}
-        self._decode: dict[int, DecodeView] = {}
+        ranks = routing if isinstance(routing, StandingPolicy) else None
+        rng = random.Random("standing")  # noqa: S311 - not for secrets
+        self._prefill = RoleViews(Sight.as_prefill, ranks.prefill_keys if ranks else None, rng)
+        self._decode = RoleViews(Sight.as_decode, ranks.decode_keys if ranks else None, rng)
 
     def add(self, sight: Sight) -> None:
         """Takes in a worker."""
-        self._sights[sight.worker.index] = self._by_name[sight.name] = sight
-        self._make(sight.worker.index, 0)
+        self._sights[sight.worker.index] = sight
+        self._put(sight)
 
     def remove(self, sight: Sight) -> None:
         """Forgets a worker."""
-        index = sight.worker.index
-        del self._sights[index], self._by_name[sight.name]
-        self._prefill.pop(index, None)
-        self._decode.pop(index, None)
-        self.changed.discard(index)
+        del self._sights[sight.worker.index]
+        self._prefill.drop(sight)
+        self._decode.drop(sight)
 
     def touch(self, sight: Sight) -> None:
         """Notes that something about a worker changed."""
         self.changed.add(sight.worker.index)
 
-    def look(self, cached: Mapping[str, int]) -> None:
-        """Brings all views up to now, with the tokens that each worker caches of a prompt."""
-        changed, before, sights = self.changed, self._cached, self._by_name
-        changed.update(
-            sights[name].worker.index for name in before if name not in cached and name in sights
-        )
-        changed.update(
-            sights[name].worker.index
-            for name, tokens in cached.items()
-            if before.get(name) != tokens
-        )
-        self._cached = cached
-        for index in changed:
+    def show(
+        self, holders: Holders, excluded: Collection[str]
+    ) -> tuple[list[PrefillView], list[DecodeView]]:
+        """Returns the workers a request may go to, but the `excluded` ones that decode."""
+        for index in self.changed:
             if index in self._sights:
-                self._make(index, cached.get(self._sights[index].name, 0))
-        changed.clear()
+                self._put(self._sights[index])
+        self.changed.clear()
+        decode = self._decode.show(holders, self._block_tokens)
+        if excluded:
+            decode = [view for view in decode if view.worker_id not in excluded]
+        return self._prefill.show(holders, self._block_tokens), decode
 
-    def prefill(self) -> list[PrefillView]:
-        """Returns the prefill workers, in a stable order."""
-        return list(self._prefill.values())
-
-    def decode(self, excluded: Collection[str]) -> list[DecodeView]:
-        """Returns the decode workers but the `excluded` ones, in a stable order."""
-        if not excluded:
-            return list(self._decode.values())
-        return [view for view in self._decode.values() if view.worker_id not in excluded]
-
-    def _make(self, index: int, cached_tokens: int) -> None:
-        sight = self._sights[index]
+    def _put(self, sight: Sight) -> None:
         if sight.role is Role.PREFILL:
-            self._prefill[index] = sight.as_prefill(cached_tokens)
+            self._prefill.put(sight)
         else:
-            self._decode[index] = sight.as_decode(cached_tokens)
+            self._decode.put(sight)

@@ -20,6 +20,31 @@ _MAX_SHARED_MASKS = 4096
 _MIN_SWEEP = 64
 
 
+class Holders:
+    """How much of one prompt each worker holds: groups of workers with equal depths.
+
+    Asking for some workers costs the number of groups, whatever the fleet's size.
+    """
+
+    def __init__(self, slots: WorkerSlots, groups: Sequence[tuple[int, int]]) -> None:
+        self._slots = slots
+        self._groups = groups
+
+    def depth(self, worker: str) -> int:
+        """Returns how many blocks from the start a worker holds."""
+        bit = self._slots.bit(worker)
+        return next((depth for depth, mask in self._groups if mask & bit), 0)
+
+    def groups(self) -> Iterator[tuple[int, int]]:
+        """Yields how many workers hold how many blocks, the deepest first."""
+        return ((depth, mask.bit_count()) for depth, mask in reversed(self._groups))
+
+    def named(self, depth: int) -> Sequence[str]:
+        """Returns the workers of the group of this depth."""
+        mask = next((mask for found, mask in self._groups if found == depth), 0)
+        return self._slots.names(mask)
+
+
 class PrefixIndex:
     """Block hashes to workers, at most `max_entries` blocks; the longest untouched go first.
 
@@ -103,17 +128,29 @@ class PrefixIndex:
 
     def match(self, hashes: Sequence[int], now_s: float) -> dict[str, int]:
         """Returns how many blocks from the start of the chain each worker holds, if any."""
+        slots = self._slots
+        depths: dict[str, int] = {}
+        for depth, mask in self._find(hashes, now_s):
+            depths.update(zip(slots.names(mask), repeat(depth)))
+        return depths
+
+    def holders(self, hashes: Sequence[int], now_s: float) -> Holders:
+        """Returns what `match` does without a name for each worker: for large fleets."""
+        return Holders(self._slots, self._find(hashes, now_s))
+
+    def _find(self, hashes: Sequence[int], now_s: float) -> list[tuple[int, int]]:
         self._predictions.expire(now_s)
         masks: Iterable[int] = map(self._masks.get, hashes, repeat(0))
         if self._predictions:
             masks = self._predictions.overlay(hashes, masks)
-        depths = self._walk(masks)
-        if depths and len(self._masks) > self._crowded_at:
-            self._touch(hashes[: max(depths.values())])
-        return depths
+        groups = self._walk(masks)
+        if groups and len(self._masks) > self._crowded_at:
+            self._touch(hashes[: groups[-1][0]])
+        return groups
 
-    def _walk(self, masks: Iterable[int]) -> dict[str, int]:
-        depths: dict[str, int] = {}
+    def _walk(self, masks: Iterable[int]) -> list[tuple[int, int]]:
+        """Returns the depths at which workers drop out, with their masks, the shallowest first."""
+        groups: list[tuple[int, int]] = []
         live = self._slots.live_mask
         last: int | None = None
         depth = 0
@@ -122,18 +159,16 @@ class PrefixIndex:
             if mask is not last:
                 held = live & mask
                 if held != live:
-                    self._note(depths, live ^ held, depth)
+                    if depth:
+                        groups.append((depth, live ^ held))
                     if not held:
-                        return depths
+                        return groups
                     live = held
                 last = mask
             depth += 1
-        self._note(depths, live, depth)
-        return depths
-
-    def _note(self, depths: dict[str, int], mask: int, depth: int) -> None:
-        if depth and mask:
-            depths.update(zip(self._slots.names(mask), repeat(depth)))
+        if depth and live:
+            groups.append((depth, live))
+        return groups
 
     def _taker(self) -> Callable[[int, int], int]:
         """Near the bound, taking an entry out makes it the youngest when it is put back."""

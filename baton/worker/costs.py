@@ -11,6 +11,7 @@ from baton.latency import (
     TRANSFER_DEFAULTS,
     TRUSTED_SAMPLES,
     CostModel,
+    LengthMean,
     OnlineFit,
     WorkerCosts,
     prefill_features,
@@ -27,6 +28,7 @@ class CostBook:
     def __init__(self) -> None:
         self._costs = WorkerCosts()
         self._transfer = OnlineFit(TRANSFER_DEFAULTS)
+        self._length = LengthMean()
         self._pairs: OrderedDict[str, OnlineFit] = OrderedDict()
         self._model: CostModel | None = CostModel()
 
@@ -34,7 +36,7 @@ class CostBook:
     def model(self) -> CostModel:
         """The costs as fitted now; the same object while nothing new was learnt."""
         if self._model is None:
-            self._model = published(self._costs, self._transfer, self._pairs)
+            self._model = published(self._costs, self._transfer, self._pairs, self._length.tokens)
         return self._model
 
     def learn(self, samples: EngineSamples) -> None:
@@ -53,6 +55,11 @@ class CostBook:
         self._pairs[prefill_worker_id] = pair
         for fit in (self._transfer, pair):
             fit.update(features, seconds)
+        self._model = None
+
+    def learn_length(self, output_tokens: int) -> None:
+        """Takes in how long an answer was."""
+        self._length.add(output_tokens)
         self._model = None
 
     def fits(self) -> dict[str, OnlineFit]:

@@ -262,6 +262,9 @@ class PredictiveSplitPolicy:
             local_ttft_s=costs.queue_s(local.queue_length, local.queued_tokens) + here_s,
             remote_ttft_s=remotes[0].ttft_s,
             interference_s=interference_s(
-                costs.prefill_s(uncached, cached), local.sequences, self.tpot_price
+                costs.prefill_s(uncached, cached),
+                local.sequences,
+                self.tpot_price,
+                costs.output_tokens,
             ),
         )

@@ -73,8 +73,12 @@ class DecodeWorker:
                 self._check_local(start)
             admitted_s = time.monotonic()
             events = self._generate(job, delivered)
+            output_tokens = 0
             async with aclosing(events):
                 async for event in events:
+                    output_tokens += len(event.token_ids)
+                    if event.finish_reason is not None:
+                        self._costs.learn_length(output_tokens)
                     if delivered is None and event.prefilled is not None:
                         yield self._local_ready(start, admitted_s, event.prefilled)
                     yield event

@@ -10,7 +10,7 @@ never a wrong answer.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 from baton.latency import CostModel
 
@@ -168,6 +168,22 @@ class RoutingPolicy(Protocol):
         ...
 
 
+@runtime_checkable
+class StandingPolicy(RoutingPolicy, Protocol):
+    """A policy that needs to see only a few workers: the least by its keys, and holders.
+
+    Keys are what a worker's load costs whatever the request is, in one or more orders.
+    """
+
+    def prefill_keys(self, view: PrefillView) -> tuple[float, ...]:
+        """Returns where a prefill worker stands; smaller is better."""
+        ...
+
+    def decode_keys(self, view: DecodeView) -> tuple[float, ...]:
+        """Returns where a decode worker stands; smaller is better."""
+        ...
+
+
 View = TypeVar("View", PrefillView, DecodeView)
 
 
@@ -197,6 +213,15 @@ class WeightedPolicy:
     def __init__(self, weights: ScoreWeights, rng: random.Random) -> None:
         self._weights = weights
         self._rng = rng
+
+    def prefill_keys(self, view: PrefillView) -> tuple[float]:
+        """Returns where a prefill worker stands; see `Standing`."""
+        return (self._weights.queue_length * view.queue_length,)
+
+    def decode_keys(self, view: DecodeView) -> tuple[float]:
+        """Returns where a decode worker stands."""
+        weights = self._weights
+        return (weights.queue_length * view.queue_length + weights.decode_load * view.decode_load,)
 
     def choose(
         self,

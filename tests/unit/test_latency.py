@@ -12,6 +12,7 @@ from baton.latency import (
     PREFILL_DEFAULTS,
     TRANSFER_DEFAULTS,
     CostModel,
+    LengthMean,
     OnlineFit,
     WorkerCosts,
     prefill_features,
@@ -134,3 +135,15 @@ def test_queue_never_gets_shorter_by_more_work(
 def test_cost_that_cannot_be_is_refused(bad: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="coefficients"):
         CostModel(prefill=bad)
+
+
+def test_the_mean_length_follows_answers_and_no_single_one_decides() -> None:
+    length = LengthMean()
+    length.add(1)
+    assert length.tokens > 100
+    for _ in range(400):
+        length.add(343)
+    assert length.tokens == pytest.approx(343, rel=0.02)
+    for _ in range(1000):
+        length.add(20)
+    assert length.tokens == pytest.approx(20, rel=0.4)

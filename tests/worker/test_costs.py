@@ -194,3 +194,10 @@ async def test_restarted_worker_predicts_from_its_first_moment(fleet: WorkerFlee
             return costs is not None and costs.knows_prefill
 
         await eventually(is_warm)
+
+
+def test_the_length_of_answers_is_published() -> None:
+    book = CostBook()
+    before = book.model.output_tokens
+    book.learn_length(2000)
+    assert book.model.output_tokens > before

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
-from baton.latency import OUTPUT_TOKENS, interference_s, local_prefill_s
+from baton.latency import interference_s, local_prefill_s
 from services.router.policy import (
     MAX_PREFILL_CANDIDATES,
     Decision,
@@ -46,6 +46,9 @@ SLO_SHARE = 0.9
 
 MAX_OPTIONS = 8
 """Options that a decision keeps to explain itself."""
+
+_TYPICAL = RouteRequest(prompt_tokens=2048)
+"""The request by which decode workers are put in order before the real one is known."""
 
 _cost = attrgetter("cost_s")
 
@@ -104,6 +107,15 @@ class LatencyPolicy:
             chosen=chosen,
         )
 
+    def prefill_keys(self, view: PrefillView) -> tuple[float]:
+        """Returns where a prefill worker stands; see `Standing`."""
+        return (wait_s(view),)
+
+    def decode_keys(self, view: DecodeView) -> tuple[float, float]:
+        """Returns where a decode worker stands as one that receives, and as one that computes."""
+        ranked = rank_decodes(_TYPICAL, [view], self._settings)
+        return ranked.receiving[0][0], ranked.computing[0][0]
+
     def evaluate(
         self, request: RouteRequest, prefill: PrefillView | None, decode: DecodeView
     ) -> Option:
@@ -130,7 +142,10 @@ class LatencyPolicy:
             admit_s=admit_s(request, decode, is_local=True),
             tpot_s=tpot_s(request, decode),
             interference_s=interference_s(
-                costs.prefill_s(uncached, decode.cached_tokens), sequences, settings.tpot_price
+                costs.prefill_s(uncached, decode.cached_tokens),
+                sequences,
+                settings.tpot_price,
+                costs.output_tokens,
             ),
         )
 
@@ -244,7 +259,7 @@ def admit_s(request: RouteRequest, decode: DecodeView, *, is_local: bool) -> flo
 
     A prompt computed here waits for the step under way, half of it on average; a first token that
     comes from a prefill worker is passed on at once. Both wait for room where the pool is full: it
-    gets its tokens back as streams end, which each does within OUTPUT_TOKENS steps.
+    gets its tokens back as streams end, which each does within the steps of a mean answer.
     """
     if not decode.decode_load:
         return 0.0
@@ -255,7 +270,8 @@ def admit_s(request: RouteRequest, decode: DecodeView, *, is_local: bool) -> flo
     shortage = request.prompt_tokens - decode.cached_tokens - decode.kv_free_tokens
     if shortage <= 0:
         return begin_s
-    return begin_s + step_s * OUTPUT_TOKENS * shortage / max(decode.resident_tokens, shortage)
+    steps = decode.costs.output_tokens
+    return begin_s + step_s * steps * shortage / max(decode.resident_tokens, shortage)
 
 
 def prefill_s(prompt_tokens: int, prefill: PrefillView) -> float:
@@ -312,7 +328,7 @@ def rank_decodes(
         start, linear, attention = costs.prefill
         alone_s = start + uncached * (linear + attention * (cached + uncached / 2))
         steps_s = (0.5 - (-uncached // chunk)) * join_s if load else 0.0
-        streams_s = price * load * alone_s / OUTPUT_TOKENS
+        streams_s = price * load * alone_s / costs.output_tokens
         ahead_s = 0.0
         if view.queue_length or view.queued_tokens:
             ahead_s = costs.queue_s(view.queue_length, view.queued_tokens)
