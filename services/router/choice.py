@@ -6,6 +6,7 @@ from baton.config import Qos, SplitPolicy
 from baton.latency import CHUNK_TOKENS
 from services.router.policies.latency import LatencyPolicy, LatencySettings
 from services.router.policies.load import LeastLoadedPolicy, PowerOfTwoPolicy
+from services.router.policies.mixed import MixedFleetPolicy
 from services.router.policy import RoundRobinPolicy, RoutingPolicy, ScoreWeights, WeightedPolicy
 
 _QOS = Qos()
@@ -20,16 +21,23 @@ def make_policy(
     """Returns the configured policy."""
     # Ties must fall differently on each router, so the seed is the operating system's.
     rng = rng or random.Random()  # noqa: S311 - not for secrets
+    if split.policy == "latency":
+        return LatencyPolicy(latency_settings(split, qos), rng)
+    inner = _make_unpredicting(split, min_cache_hit_ratio, rng)
+    return MixedFleetPolicy(inner, split.prompt_length_threshold, split.prefill_queue_max)
+
+
+def _make_unpredicting(
+    split: SplitPolicy, min_cache_hit_ratio: float, rng: random.Random
+) -> RoutingPolicy:
     match split.policy:
-        case "latency":
-            return LatencyPolicy(latency_settings(split, qos), rng)
         case "weighted":
             return WeightedPolicy(_weights(split, min_cache_hit_ratio), rng)
         case "least_loaded":
             return LeastLoadedPolicy(rng)
         case "power_of_two":
             return PowerOfTwoPolicy(rng)
-        case "round_robin":
+        case _:
             return RoundRobinPolicy()
 
 

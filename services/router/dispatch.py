@@ -137,6 +137,8 @@ class Dispatcher:
             return False
         if decision.chosen is not None:
             return decision.chosen.prefill is not None
+        if not decision.decode.prefills_locally or not decision.decode.takes_prefilled:
+            return decision.decode.takes_prefilled and bool(decision.prefill_candidates)
         uncached = generation.context_tokens - decision.decode.cached_tokens
         return bool(decision.prefill_candidates) and uncached > self._offload_above_tokens
 

@@ -52,6 +52,7 @@ class DecodeView:
     generations, both with the router's own dispatches that its figures do not show yet.
     `queued_tokens` are the uncached tokens of the prompts in its queue, `resident_tokens` the KV
     of running generations; `kv_free_tokens` is room for more, None where it is not known.
+    An engine may compute prompts only itself, or only have others compute them.
     """
 
     worker_id: str
@@ -66,6 +67,8 @@ class DecodeView:
     queued_tokens: int = 0
     resident_tokens: int = 0
     kv_free_tokens: int | None = None
+    prefills_locally: bool = True
+    takes_prefilled: bool = True
     costs: CostModel = field(default=DECLARED_COSTS, repr=False)
 
 

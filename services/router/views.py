@@ -165,6 +165,8 @@ def decode_view(seen: Sighting) -> DecodeView:
         queued_tokens=stats.queued_tokens + seen.unseen.tokens,
         resident_tokens=stats.kv_blocks_owned * record.block_size,
         kv_free_tokens=room * record.block_size if has_figures else None,
+        prefills_locally=record.prefills_locally,
+        takes_prefilled=record.takes_prefilled,
         costs=seen.costs,
     )
 

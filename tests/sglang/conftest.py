@@ -54,6 +54,16 @@ class Worker:
         stats = await self.stats()
         return is_clean(stats) and not stats.queued_requests
 
+    @property
+    def family(self) -> list[int]:
+        """Returns the processes that the worker started and those that they started."""
+        found, todo = list[int](), [self.process.pid]
+        while todo:
+            children = _children(todo.pop())
+            found += children
+            todo += children
+        return found
+
     def engine_pid(self) -> int:
         """Returns the process that made the engine: the worker's only child."""
         return _children(self.process.pid)[0]

@@ -29,14 +29,6 @@ LOAD_EVERY_S = 0.04
 ABORT_RETRY_S = 0.005
 
 
-class Launch(msgspec.Struct, frozen=True):
-    """What the worker tells its engine process on the command line."""
-
-    arguments: dict[str, Any]
-    events_endpoint: str = ""
-    replay_endpoint: str = ""
-
-
 class Server:
     """Runs commands on one engine and reports what comes of them."""
 
@@ -151,7 +143,7 @@ def _ready(engine: Any) -> frames.Ready:
     )
 
 
-async def _serve(engine: Any, launch: Launch, line: socket.socket) -> None:
+async def _serve(engine: Any, launch: frames.Launch, line: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=line)
     server = Server(engine, writer)
     engine.tokenizer_manager.auto_create_handle_loop()
@@ -172,7 +164,7 @@ def main() -> None:
     """Makes the engine and serves it until the worker hangs up."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     line = socket.socket(fileno=int(sys.argv[1]))
-    launch = msgspec.json.decode(sys.argv[2], type=Launch)
+    launch = msgspec.json.decode(sys.argv[2], type=frames.Launch)
     try:
         engine = make_engine(launch.arguments)
     except Exception as error:  # told to the worker, which tells the operator

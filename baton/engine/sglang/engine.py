@@ -25,7 +25,6 @@ from baton.engine.base import (
 )
 from baton.engine.rooms import Room
 from baton.engine.sglang import frames
-from baton.engine.sglang.child import Launch
 from baton.engine.sglang.load import engine_stats
 from baton.engine.sglang.options import (
     AGGREGATED,
@@ -218,7 +217,9 @@ class SglangEngine:
         arguments = engine_arguments(options, ports)
         process = EngineProcess(self._take_events)
         events = f"tcp://127.0.0.1:{ports.events}"
-        ready = await process.start(Launch(arguments, events, f"tcp://127.0.0.1:{ports.replay}"))
+        ready = await process.start(
+            frames.Launch(arguments, events, f"tcp://127.0.0.1:{ports.replay}")
+        )
         self._process = process
         self._capabilities = await asyncio.to_thread(_describe, options, arguments, ready)
         if options.role == PREFILL:

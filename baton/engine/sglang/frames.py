@@ -13,6 +13,14 @@ import msgspec
 _LENGTH = struct.Struct("<I")
 
 
+class Launch(msgspec.Struct, frozen=True):
+    """What the worker tells its engine process on the command line."""
+
+    arguments: dict[str, Any]
+    events_endpoint: str = ""
+    replay_endpoint: str = ""
+
+
 class Generate(msgspec.Struct, frozen=True, tag="generate", tag_field="kind"):
     """Runs one request. `arguments` are keyword arguments of the engine's `async_generate`."""
 

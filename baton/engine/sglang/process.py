@@ -15,7 +15,6 @@ import msgspec
 
 from baton import launch
 from baton.engine.sglang import frames
-from baton.engine.sglang.child import Launch
 from baton.errors import (
     BatonError,
     InternalError,
@@ -68,7 +67,7 @@ class EngineProcess:
         """The process id while it runs."""
         return self._process.pid if self._process is not None else None
 
-    async def start(self, parameters: Launch) -> frames.Ready:
+    async def start(self, parameters: frames.Launch) -> frames.Ready:
         """Starts the process and waits until the engine is loaded.
 
         Raises StartupError with what the engine says when it cannot be made.

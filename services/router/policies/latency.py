@@ -187,6 +187,9 @@ class LatencyPolicy:
         self, request: RouteRequest, decode: DecodeView, prefills: Sequence[PrefillView]
     ) -> Iterable[Option]:
         """Yields what the decode worker may do; where it is not measured, what it will do."""
+        if not (decode.prefills_locally and decode.takes_prefilled):
+            yield from self._only_options_on(request, decode, prefills)
+            return
         settings = self._settings
         missing = request.prompt_tokens - decode.cached_tokens
         takers = [p for p in prefills if p.queue_length < settings.prefill_queue_max]
@@ -196,6 +199,17 @@ class LatencyPolicy:
             yield self.evaluate(request, None, decode)
         if has_choice or is_remote:
             yield from self._remotes_on(request, decode, takers)
+
+    def _only_options_on(
+        self, request: RouteRequest, decode: DecodeView, prefills: Sequence[PrefillView]
+    ) -> Iterable[Option]:
+        """Yields the one way of an engine that has no choice; without prefill workers it fails."""
+        if decode.takes_prefilled and prefills:
+            has_room = self._settings.prefill_queue_max
+            takers = [p for p in prefills if p.queue_length < has_room]
+            yield from self._remotes_on(request, decode, takers or prefills)
+        else:
+            yield self.evaluate(request, None, decode)
 
     def _remotes_on(
         self, request: RouteRequest, decode: DecodeView, prefills: Sequence[PrefillView]
