@@ -92,8 +92,6 @@ def pack(packages: Sequence[Package], output: Path) -> None:
             with zipfile.ZipFile(path) as wheel:
                 total = sum(_add(bundle, wheel, it) for it in kept(wheel, package.without))
             print(f"{package.requirement:45} {total / 2**20:8.1f} MiB unpacked", flush=True)
-        for path in sorted((HERE / "standins").rglob("*.py")):
-            bundle.add(path, str(path.relative_to(HERE / "standins")))
 
 
 def _add(bundle: tarfile.TarFile, wheel: zipfile.ZipFile, entry: zipfile.ZipInfo) -> int:
