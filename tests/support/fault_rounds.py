@@ -48,8 +48,7 @@ QUARANTINE_S = 0.5
 MAX_AT_ONCE = 4
 ANSWER_TOKENS = 4
 REQUEST_TIMEOUT_S = 15.0
-START_TIMEOUT_S = 30.0
-PAIRING_TIMEOUT_S = 20.0
+START_TIMEOUT_S = PAIRING_TIMEOUT_S = 60.0
 BACKOFF_S = 0.02
 WARM_UP_ROUNDS = 20
 """Rounds before memory is first looked at: pools, channels and caches fill up meanwhile."""

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from baton.blocks import blocks_digest
 from baton.config import load_config
 from baton.engine.base import Prefilled
-from baton.errors import TransferError
+from baton.errors import OverloadedError
 from baton.kv.layered import LayeredWire
 from baton.kv.nixl import NixlWire
 from baton.kv.samehost import SameHostWire
@@ -97,7 +97,7 @@ class FaultyEngine(FakeEngine):
         if fault == "killed-before":
             _die()
         if fault == "declined":
-            raise TransferError("as asked", reason="DECLINED")
+            raise OverloadedError("as asked", reason="PREFILL_QUEUE_FULL")
         assert isinstance(self._transport, _Paced)
         self._transport.fault = fault
         return await super().prefill(request, destination)
