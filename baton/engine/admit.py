@@ -1,13 +1,16 @@
 """What every engine with a block pool does before it computes: check, reserve, take over."""
 
+import asyncio
 import itertools
+from collections.abc import Callable, Sequence
 
 from baton.blocks import blocks_for
 from baton.engine.base import EngineCapabilities, Reservation
 from baton.errors import BatonError, InvalidRequestError, OverloadedError, PreconditionError
 from baton.kv.pool import BlockPool
-from baton.kv.transfer import KvDestination, KvTransport
+from baton.kv.transfer import KvDestination, KvReceipt, KvTransport, OutgoingTransfer
 from baton.requests import EngineRequest
+from baton.worker.finish import finish
 
 
 def longest_sequence(capabilities: EngineCapabilities) -> int:
@@ -42,6 +45,47 @@ def check_destination(request: EngineRequest, destination: KvDestination, block_
             f"{destination.cached_tokens} cached tokens do not hold a prompt of {prompt}",
             reason="DESTINATION_MISMATCH",
         )
+
+
+async def send_cached(
+    pool: BlockPool,
+    transport: KvTransport,
+    request: EngineRequest,
+    destination: KvDestination,
+    settle: Callable[[], None] | None = None,
+) -> KvReceipt:
+    """See `Engine.send_cached`. The blocks stay pinned until nothing reads them any more.
+
+    `settle` blocks until what is cached is in memory, for devices that compute behind one's back.
+    """
+    owner = f"sending/{destination.transfer_id}"
+    outgoing: OutgoingTransfer | None = transport.open(destination)
+    assert outgoing is not None
+    # The one block beyond what is cached is the price of bringing blocks back from host memory.
+    grant = pool.reserve(owner, request.input_ids, request.cache_salt)
+    if grant is None:
+        raise OverloadedError("the KV pool is full", reason="KV_POOL_FULL")
+    try:
+        if settle is not None:
+            await asyncio.to_thread(settle)
+        first = destination.cached_tokens // pool.block_size
+        cached = grant.block_ids[: grant.cached_tokens // pool.block_size]
+        sources = cached[first : first + len(destination.block_ids)]
+        if len(sources) != len(destination.block_ids):
+            raise PreconditionError(
+                f"only {grant.cached_tokens} tokens of {request.request_id} are cached here",
+                reason="PREFIX_GONE",
+            )
+        outgoing.push(sources, 0)
+        receipt = await outgoing.finish((first + len(sources)) * pool.block_size)
+        outgoing = None
+        return receipt
+    finally:
+        try:
+            if outgoing is not None:
+                await finish(outgoing.abort())
+        finally:
+            pool.release(owner)
 
 
 class ReservationBook:
@@ -83,6 +127,12 @@ class ReservationBook:
         """Frees a reservation that nobody took over."""
         transfer_id = self.take_over(reservation)
         self._transport.forget(transfer_id)
+        self._pool.release(transfer_id)
+
+    def keep(self, reservation: Reservation, input_ids: Sequence[int]) -> None:
+        """Ends a reservation and caches the blocks of `input_ids`, whose KV is in them."""
+        transfer_id = self.take_over(reservation)
+        self._pool.commit(transfer_id, input_ids)
         self._pool.release(transfer_id)
 
     def release_all(self) -> None:

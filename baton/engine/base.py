@@ -185,6 +185,18 @@ class Engine(Protocol):
         """Frees a reservation that `generate` did not take over. Call once no peer writes to it."""
         ...
 
+    def keep(self, reservation: Reservation, input_ids: Sequence[int]) -> None:
+        """Ends a reservation whose blocks hold the verified KV of `input_ids`: they stay cached."""
+        ...
+
+    async def send_cached(self, request: EngineRequest, destination: KvDestination) -> KvReceipt:
+        """Pushes blocks of the prompt that are cached here to `destination`; computes nothing.
+
+        Raises PreconditionError (PREFIX_GONE) when the cache does not hold all of them.
+        Cancelling the call stops the work; it returns once no write can happen any more.
+        """
+        ...
+
     async def prefill(self, request: EngineRequest, destination: KvDestination) -> Prefilled:
         """Computes the prompt, pushes its KV to `destination` chunk by chunk, picks a token.
 

@@ -172,6 +172,42 @@ class PrefillCandidate(_message.Message):
 Global___PrefillCandidate: _TypeAlias = PrefillCandidate  # noqa: Y015
 
 @_typing.final
+class PrefixHolder(_message.Message):
+    """A worker of any role whose cache seems to hold more of the prompt than the chosen
+    worker's does.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    worker_id: _builtins.str
+    """Its name."""
+    incarnation: _builtins.str
+    """Its incarnation; another one at the same address is not meant."""
+    address: _builtins.str
+    """host:port of its gRPC server."""
+    cached_tokens: _builtins.int
+    """Prompt tokens that its cache is expected to hold."""
+    def __init__(
+        self,
+        *,
+        worker_id: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        address: _builtins.str = ...,
+        cached_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cached_tokens", b"cached_tokens", "incarnation", b"incarnation", "worker_id", b"worker_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixHolder: _TypeAlias = PrefixHolder  # noqa: Y015
+
+@_typing.final
 class DecodeStart(_message.Message):
     """A generation to run."""
 
@@ -185,6 +221,7 @@ class DecodeStart(_message.Message):
     PREFILL_CANDIDATES_FIELD_NUMBER: _builtins.int
     RESUMED_TOKENS_FIELD_NUMBER: _builtins.int
     PREFERS_LOCAL_PREFILL_FIELD_NUMBER: _builtins.int
+    PREFIX_HOLDERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's name."""
     priority: _types_pb2.Priority.ValueType
@@ -211,6 +248,10 @@ class DecodeStart(_message.Message):
     def prefill_candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefillCandidate]:
         """Prefill workers to try, best first; empty means local prefill only."""
 
+    @_builtins.property
+    def prefix_holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___PrefixHolder]:
+        """Workers to pull a prefix from where that beats computing it, longest first."""
+
     def __init__(
         self,
         *,
@@ -222,10 +263,11 @@ class DecodeStart(_message.Message):
         prefill_candidates: _abc.Iterable[Global___PrefillCandidate] | None = ...,
         resumed_tokens: _builtins.int = ...,
         prefers_local_prefill: _builtins.bool = ...,
+        prefix_holders: _abc.Iterable[Global___PrefixHolder] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling_params", b"sampling_params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "input_ids", b"input_ids", "prefers_local_prefill", b"prefers_local_prefill", "prefill_candidates", b"prefill_candidates", "priority", b"priority", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "sampling_params", b"sampling_params"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "input_ids", b"input_ids", "prefers_local_prefill", b"prefers_local_prefill", "prefill_candidates", b"prefill_candidates", "prefix_holders", b"prefix_holders", "priority", b"priority", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "sampling_params", b"sampling_params"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -299,6 +341,8 @@ class DecodePrefilled(_message.Message):
     PREDICTED_LOCAL_TTFT_S_FIELD_NUMBER: _builtins.int
     PREDICTED_REMOTE_TTFT_S_FIELD_NUMBER: _builtins.int
     PREDICTED_INTERFERENCE_S_FIELD_NUMBER: _builtins.int
+    PULLED_TOKENS_FIELD_NUMBER: _builtins.int
+    PULLED_FROM_FIELD_NUMBER: _builtins.int
     mode: _types_pb2.PrefillMode.ValueType
     """Local or remote."""
     reason: _builtins.str
@@ -325,6 +369,12 @@ class DecodePrefilled(_message.Message):
     """What local prefill costs the streams running here, in seconds of TTFT; unset
     without a prediction.
     """
+    pulled_tokens: _builtins.int
+    """Prompt tokens whose KV was pulled from another worker's cache before anything was
+    computed; they count as cached.
+    """
+    pulled_from: _builtins.str
+    """The worker that held them; empty when nothing was pulled."""
     @_builtins.property
     def receipt(self) -> _types_pb2.KvReceipt:
         """What was moved; unset when local."""
@@ -350,10 +400,12 @@ class DecodePrefilled(_message.Message):
         predicted_local_ttft_s: _builtins.float | None = ...,
         predicted_remote_ttft_s: _builtins.float | None = ...,
         predicted_interference_s: _builtins.float | None = ...,
+        pulled_tokens: _builtins.int = ...,
+        pulled_from: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_predicted_interference_s", b"_predicted_interference_s", "_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "predicted_interference_s", b"predicted_interference_s", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_interference_s", b"_predicted_interference_s", "_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "cached_tokens", b"cached_tokens", "decode_admit_s", b"decode_admit_s", "failed_attempts", b"failed_attempts", "kv_transfer_s", b"kv_transfer_s", "local_cached_tokens", b"local_cached_tokens", "mode", b"mode", "predicted_interference_s", b"predicted_interference_s", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "prefill_compute_s", b"prefill_compute_s", "prefill_queue_s", b"prefill_queue_s", "prefill_worker_id", b"prefill_worker_id", "reason", b"reason", "receipt", b"receipt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_predicted_interference_s", b"_predicted_interference_s", "_predicted_local_ttft_s", b"_predicted_local_ttft_s", "_predicted_remote_ttft_s", b"_predicted_remote_ttft_s", "cached_tokens", b"cached_tokens", "decode_admit_s", b"decode_admit_s", "failed_attempts", b"failed_attempts", "kv_transfer_s", b"kv_transfer_s", "local_cached_tokens", b"local_cached_tokens", "mode", b"mode", "predicted_interference_s", b"predicted_interference_s", "predicted_local_ttft_s", b"predicted_local_ttft_s", "predicted_remote_ttft_s", b"predicted_remote_ttft_s", "prefill_compute_s", b"prefill_compute_s", "prefill_queue_s", b"prefill_queue_s", "prefill_worker_id", b"prefill_worker_id", "pulled_from", b"pulled_from", "pulled_tokens", b"pulled_tokens", "reason", b"reason", "receipt", b"receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__predicted_interference_s: _TypeAlias = _typing.Literal["predicted_interference_s"]  # noqa: Y015
     _WhichOneofArgType__predicted_interference_s: _TypeAlias = _typing.Literal["_predicted_interference_s", b"_predicted_interference_s"]  # noqa: Y015

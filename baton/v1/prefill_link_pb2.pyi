@@ -196,6 +196,7 @@ class PrefillStart(_message.Message):
     DESTINATION_FIELD_NUMBER: _builtins.int
     RESUMED_TOKENS_FIELD_NUMBER: _builtins.int
     ROOM_FIELD_NUMBER: _builtins.int
+    CACHED_ONLY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's name."""
     priority: _types_pb2.Priority.ValueType
@@ -205,6 +206,10 @@ class PrefillStart(_message.Message):
     resumed_tokens: _builtins.int
     """Tokens of input_ids at its end that an earlier worker generated; keeps seeded
     sampling on its sequence.
+    """
+    cached_only: _builtins.bool
+    """Computes nothing: the worker's cache must hold all blocks that the destination
+    names, and the result has no first token. Decode workers serve only this.
     """
     @_builtins.property
     def input_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -233,10 +238,11 @@ class PrefillStart(_message.Message):
         destination: Global___KvDestination | None = ...,
         resumed_tokens: _builtins.int = ...,
         room: Global___Room | None = ...,
+        cached_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "room", b"room", "sampling_params", b"sampling_params"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "destination", b"destination", "input_ids", b"input_ids", "priority", b"priority", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "room", b"room", "sampling_params", b"sampling_params"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_salt", b"cache_salt", "cached_only", b"cached_only", "destination", b"destination", "input_ids", b"input_ids", "priority", b"priority", "request_id", b"request_id", "resumed_tokens", b"resumed_tokens", "room", b"room", "sampling_params", b"sampling_params"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -29,6 +29,7 @@ class CostBook:
         self._costs = WorkerCosts()
         self._transfer = OnlineFit(TRANSFER_DEFAULTS)
         self._length = LengthMean()
+        self._pull = OnlineFit(TRANSFER_DEFAULTS)
         self._pairs: OrderedDict[str, OnlineFit] = OrderedDict()
         self._model: CostModel | None = CostModel()
 
@@ -62,12 +63,24 @@ class CostBook:
         self._length.add(output_tokens)
         self._model = None
 
+    def learn_pull(self, kv_bytes: int, seconds: float) -> None:
+        """Takes in what moving `kv_bytes` out of another worker's cache took, in seconds.
+
+        Unlike a prefill's transfer nothing hides it, so it is a cost of its own.
+        """
+        self._pull.update((1.0, float(kv_bytes)), seconds)
+
+    def pull_s(self, kv_bytes: int) -> float:
+        """Returns the predicted seconds of a pull, by the declared costs before the first one."""
+        return self._pull.predict((1.0, float(kv_bytes)))
+
     def fits(self) -> dict[str, OnlineFit]:
         """Returns the fits that are worth keeping beyond this worker's life, by name."""
         return {
             "prefill": self._costs.prefill,
             "step": self._costs.step,
             "transfer": self._transfer,
+            "pull": self._pull,
         }
 
     def adopt(self, name: str, fit: OnlineFit) -> None:
@@ -78,6 +91,8 @@ class CostBook:
             self._costs.prefill = fit
         elif name == "step":
             self._costs.step = fit
+        elif name == "pull":
+            self._pull = fit
         else:
             self._transfer = fit
         self._model = None

@@ -24,9 +24,9 @@ def engine_request(start: Start, traceparent: str = "") -> EngineRequest:
 
 
 def prefill_start(
-    request: EngineRequest, where: KvDestination | Room
+    request: EngineRequest, where: KvDestination | Room, *, cached_only: bool = False
 ) -> prefill_link_pb2.PrefillStart:
-    """Returns the frame that asks for a prefill into blocks or into a room."""
+    """Returns the frame that asks for a prefill, or for what is cached, into blocks or a room."""
     start = prefill_link_pb2.PrefillStart(
         request_id=request.request_id,
         input_ids=request.input_ids,
@@ -34,6 +34,7 @@ def prefill_start(
         priority=types_pb2.Priority.ValueType(request.priority),
         cache_salt=request.cache_salt,
         resumed_tokens=request.resumed_tokens,
+        cached_only=cached_only,
     )
     if isinstance(where, Room):
         room = prefill_link_pb2.Room(rendezvous=where.rendezvous, number=where.number)

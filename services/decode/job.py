@@ -23,11 +23,31 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class Holder:
+    """A worker whose cache is expected to hold `cached_tokens` of the prompt."""
+
+    worker: PrefillWorker
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """A prefix that came from another worker's cache: `tokens` more than this one's held."""
+
+    worker_id: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """A generation to run; `candidates` come best first, `deadline_s` is on the monotonic clock."""
+    """A generation to run; `candidates` come best first, `deadline_s` is on the monotonic clock.
+
+    `holders` may have more of the prompt than this worker, longest first.
+    """
 
     request: EngineRequest
     candidates: tuple[Candidate, ...] = ()
+    holders: tuple[Holder, ...] = ()
     deadline_s: float | None = None
     traceparent: str = ""
     prefers_local: bool = False
@@ -44,7 +64,7 @@ class PromptReady:
     `prefill_worker_id` computed it; `receipt` is None when that was this worker itself. The
     decision was made when this worker's cache held `matched_tokens`.
     `cached_tokens` were found in caches anywhere, `local_cached_tokens` of them in this worker's.
-    `failed_attempts` came before, as "worker_id: REASON".
+    `failed_attempts` came before, as "worker_id: REASON". What was `pulled` counts as cached.
     """
 
     decision: SplitDecision
@@ -59,6 +79,7 @@ class PromptReady:
     prefill_compute_s: float
     kv_transfer_s: float
     failed_attempts: tuple[str, ...] = ()
+    pulled: Pulled | None = None
 
     @property
     def is_remote(self) -> bool:

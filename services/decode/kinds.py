@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack
 from typing import Protocol
 
 from baton.state.background import running
 from baton.state.fleet import FleetView
+from baton.worker.readers import Readers
 from services.decode.job import DecodeUpdate, Job
 from services.decode.peers import Peers
 from services.decode.remote import RemotePrefiller
@@ -39,9 +41,16 @@ class Upkeep(Protocol):
 
 
 class BlockUpkeep:
-    """Upkeep where prefill workers write into reserved blocks."""
+    """Upkeep where KV is moved block by block, to this worker and from its cache to others."""
 
-    def __init__(self, peers: Peers, remote: RemotePrefiller, reservations: Reservations) -> None:
+    def __init__(
+        self,
+        peers: Peers,
+        remote: RemotePrefiller,
+        reservations: Reservations,
+        readers: Readers,
+    ) -> None:
+        self._readers = readers
         self._peers = peers
         self._remote = remote
         self._reservations = reservations
@@ -56,7 +65,13 @@ class BlockUpkeep:
     async def run(self, fleet: FleetView) -> None:
         """See Upkeep; takes reservations back too."""
         try:
-            async with running(self._reservations.run()), running(self._close_idle_links()):
+            async with AsyncExitStack() as stack:
+                for work in (
+                    self._reservations.run(),
+                    self._readers.follow(fleet),
+                    self._close_idle_links(),
+                ):
+                    await stack.enter_async_context(running(work))
                 await self._peers.follow(fleet)
         finally:
             await self._remote.close()

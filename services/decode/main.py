@@ -9,7 +9,9 @@ from baton.latency import CHUNK_TOKENS
 from baton.process import Advertise, ConfigFile, Host, Name, Port, ProcessOptions
 from baton.state.records import WorkerRole
 from baton.worker.command import run_worker
+from baton.worker.kv_source import KvSource
 from baton.worker.parts import WorkerParts
+from baton.worker.readers import Readers
 from services.decode.kinds import BlockUpkeep
 from services.decode.legs import Legs
 from services.decode.peers import Peers
@@ -60,7 +62,9 @@ def build_service(parts: WorkerParts, quarantine_s: float = QUARANTINE_S) -> Dec
     peers = Peers(parts.engine, parts.transport, reservations)
     remote = RemotePrefiller(parts.transport, peers, reservations)
     worker = DecodeWorker(parts.worker_id, parts.engine, policy, remote, parts.costs)
-    return DecodeServer(parts, worker, BlockUpkeep(peers, remote, reservations), recorder)
+    readers = Readers(parts.transport)
+    upkeep = BlockUpkeep(peers, remote, reservations, readers)
+    return DecodeServer(parts, worker, upkeep, recorder, KvSource(parts, readers))
 
 
 def make_split_policy(config: Config) -> SplitPolicy:

@@ -113,7 +113,9 @@ class Peers:
                 for view in fleet.workers(WorkerRole.PREFILL)
             ]
             await asyncio.gather(*map(self._introduce, live))
-            await self._sweep({worker.incarnation for worker in live})
+            # Decode workers are paired on their first use, since most are never pulled from.
+            others = [view.record.incarnation for view in fleet.workers(WorkerRole.DECODE)]
+            await self._sweep({worker.incarnation for worker in live} | set(others))
             try:
                 async with asyncio.timeout(SWEEP_EVERY_S):
                     generation = await fleet.wait_change(generation)

@@ -3,11 +3,12 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.engine.base import Prefilled, Reservation
 from baton.errors import BatonError, DeadlineError, KvMismatchError, TransferError
-from baton.kv.transfer import KvTransport
+from baton.kv.transfer import KvReceipt, KvTransport
+from baton.requests import EngineRequest
 from baton.rpc.link import LinkPool
 from baton.rpc.links import PREFILL_LINK
 from baton.v1 import prefill_link_pb2
@@ -83,25 +84,58 @@ class RemotePrefiller:
             if not delivered.is_taken:
                 self._reservations.release(delivered.reservation)
 
+    async def fetch(self, job: Job, worker: PrefillWorker, tokens: int) -> KvReceipt:
+        """Moves the KV of the prompt's first `tokens` tokens here from the cache of `worker`.
+
+        `tokens` fill whole blocks and are less than the prompt. What arrived is cached here
+        afterwards. Raises AttemptFailed and what `Engine.reserve` raises.
+        """
+        ids = job.request.input_ids
+        held = replace(job.request, input_ids=ids[:tokens])
+        # A cache never answers for the last token that it is asked about.
+        asked = replace(job.request, input_ids=ids[: tokens + 1])
+        async with self._exposed(held, worker) as reservation:
+            start = messages.prefill_start(asked, reservation.destination, cached_only=True)
+            prefilled = await self._ask(job, start, reservation, worker, tokens)
+        self._reservations.keep(reservation, held.input_ids)
+        assert prefilled.receipt is not None
+        return prefilled.receipt
+
     async def _prefill(self, job: Job, worker: PrefillWorker) -> RemotePrefill:
-        reservation = self._reservations.reserve(job.request)
+        async with self._exposed(job.request, worker) as reservation:
+            asked_s = time.monotonic()
+            start = messages.prefill_start(job.request, reservation.destination)
+            tokens = len(job.request.input_ids)
+            prefilled = await self._ask(job, start, reservation, worker, tokens)
+            return RemotePrefill(reservation, prefilled, time.monotonic() - asked_s)
+
+    @asynccontextmanager
+    async def _exposed(
+        self, request: EngineRequest, worker: PrefillWorker
+    ) -> AsyncIterator[Reservation]:
+        """Reserves blocks for a request and has a proven pair; `_ask` answers for what follows."""
+        reservation = self._reservations.reserve(request)
         is_exposed = False
         try:
             async with self._peers.using(worker):
                 is_exposed = True
-                asked_s = time.monotonic()
-                prefilled = await self._ask(job, reservation, worker)
-                return RemotePrefill(reservation, prefilled, time.monotonic() - asked_s)
+                yield reservation
         except BatonError as error:
             raise AttemptFailed(worker.worker_id, error) from error
         finally:
             if not is_exposed:
                 self._reservations.release(reservation)
 
-    async def _ask(self, job: Job, reservation: Reservation, worker: PrefillWorker) -> Prefilled:
+    async def _ask(
+        self,
+        job: Job,
+        start: prefill_link_pb2.PrefillStart,
+        reservation: Reservation,
+        worker: PrefillWorker,
+        tokens: int,
+    ) -> Prefilled:
         """Returns the proven result; whatever else happens, takes the reservation back."""
         left_s = job.time_left_s()
-        start = messages.prefill_start(job.request, reservation.destination)
         call = self._links.link(worker.address).open(
             prefill_link_pb2.PrefillCommand(start=start),
             timeout_s=PREFILL_TIMEOUT_S if left_s is None else left_s,
@@ -117,7 +151,6 @@ class RemotePrefiller:
                 raise
             prefilled = to_prefilled(done)
             assert prefilled.receipt is not None
-            tokens = len(job.request.input_ids)
             await self._transport.verify(prefilled.receipt, tokens, VERIFY_TIMEOUT_S)
         except BaseException as error:
             if has_ended:

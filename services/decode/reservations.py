@@ -12,7 +12,7 @@ stood still for longer than that. Local prefill and other attempts use other blo
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from baton.engine.base import Engine, Reservation
@@ -64,6 +64,10 @@ class Reservations:
         """Frees a reservation that nobody writes to."""
         self._transport.forget(reservation.destination.transfer_id)
         self._engine.release(reservation)
+
+    def keep(self, reservation: Reservation, input_ids: Sequence[int]) -> None:
+        """Ends a proven reservation by caching what arrived, the KV of `input_ids`."""
+        self._engine.keep(reservation, input_ids)
 
     def reclaim(self, reservation: Reservation, call: PrefillCall, agent: str) -> None:
         """Stops the prefill `call` by `agent` and frees the reservation once that is safe.

@@ -10,10 +10,11 @@ from baton.engine.base import TokenEvent
 from baton.rpc.link_server import ServedCall, serve_link
 from baton.rpc.links import DECODE_LINK
 from baton.rpc.server import statuses
-from baton.v1 import decode_link_pb2, decode_pb2, decode_pb2_grpc, types_pb2
+from baton.v1 import decode_link_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2_grpc, types_pb2
 from baton.worker import messages
+from baton.worker.kv_source import KvSource
 from baton.worker.parts import WorkerParts
-from services.decode.job import Candidate, Job, PromptReady
+from services.decode.job import Candidate, Holder, Job, PromptReady
 from services.decode.kinds import Runner, Upkeep
 from services.decode.peers import PrefillWorker
 from services.decode.policy import RemoteOutlook
@@ -35,15 +36,19 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
         worker: Runner,
         upkeep: Upkeep,
         recorder: JobRecorder,
+        source: KvSource | None = None,
     ) -> None:
         self._parts = parts
         self._worker = worker
         self._upkeep = upkeep
         self._recorder = recorder
+        self._source = source
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Registers the service."""
+        """Registers the service, and the one by which others pull from this cache."""
         decode_pb2_grpc.add_DecodeServiceServicer_to_server(self, server)
+        if self._source is not None:
+            prefill_pb2_grpc.add_PrefillServiceServicer_to_server(self._source, server)
 
     def connected_prefill_workers(self) -> list[str]:
         """Returns the ids of the prefill workers whose pair with this worker is proven."""
@@ -114,6 +119,13 @@ def _to_job(call: Call) -> Job:
             )
             for candidate in start.prefill_candidates
         ),
+        holders=tuple(
+            Holder(
+                PrefillWorker(holder.worker_id, holder.incarnation, holder.address),
+                holder.cached_tokens,
+            )
+            for holder in start.prefix_holders
+        ),
         deadline_s=call.deadline_s,
         traceparent=call.traceparent,
         prefers_local=start.prefers_local_prefill,
@@ -147,5 +159,7 @@ def _prefilled(ready: PromptReady) -> decode_link_pb2.DecodeEvent:
             predicted_local_ttft_s=predicted.local_ttft_s if predicted else None,
             predicted_remote_ttft_s=predicted.remote_ttft_s if predicted else None,
             predicted_interference_s=predicted.interference_s if predicted else None,
+            pulled_tokens=ready.pulled.tokens if ready.pulled else 0,
+            pulled_from=ready.pulled.worker_id if ready.pulled else "",
         )
     )

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from baton.engine.base import Engine, Prefilled, TokenEvent
-from baton.errors import DeadlineError, UnavailableError
+from baton.errors import DeadlineError, OverloadedError, UnavailableError
 from baton.worker.costs import CostBook
-from services.decode.job import DecodeUpdate, Job, PromptReady
+from services.decode.job import DecodeUpdate, Job, PromptReady, Pulled
 from services.decode.outlook import decide
 from services.decode.policy import SplitDecision, SplitPolicy, SplitReason
+from services.decode.pull import PullPlan, plan_pull, predicted_s
 from services.decode.remote import AttemptFailed, RemotePrefill, RemotePrefiller
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class _Start:
     arrived_s: float
     matched_tokens: int
     decision: SplitDecision
+    pulled: Pulled | None = None
     failed_attempts: list[str] = field(default_factory=list)
 
 
@@ -60,7 +62,9 @@ class DecodeWorker:
         Raises OverloadedError (KV_POOL_FULL) when there is no room here, UnavailableError
         (PREFILL_FAILED) when nobody could compute the prompt, and what the engine raises.
         """
-        start = self._start(job)
+        arrived_s = time.monotonic()
+        pulled, failed_attempts = await self._pull(job)
+        start = self._start(job, arrived_s, pulled, failed_attempts)
         async with AsyncExitStack() as held:
             delivered = await self._prefill_remotely(held, start)
             if delivered is not None:
@@ -83,11 +87,49 @@ class DecodeWorker:
                         yield self._local_ready(start, admitted_s, event.prefilled)
                     yield event
 
-    def _start(self, job: Job) -> _Start:
-        arrived_s = time.monotonic()
+    async def _pull(self, job: Job) -> tuple[Pulled | None, list[str]]:
+        """Pulls a prefix if that beats computing it; returns what came, or whose attempt failed."""
+        cached = self._engine.match(job.request)
+        plan = self._plan_pull(job, cached)
+        if plan is None:
+            return None, []
+        holder = job.holders[plan.index].worker
+        began_s = time.monotonic()
+        try:
+            receipt = await self._remote.fetch(job, holder, plan.tokens)
+        except (AttemptFailed, OverloadedError) as failed:
+            logger.info("pull failed request_id=%s: %s", job.request.request_id, failed)
+            return None, [f"{holder.worker_id}: {failed.reason}"]
+        self._costs.learn_pull(receipt.bytes, time.monotonic() - began_s)
+        return Pulled(holder.worker_id, plan.tokens - cached), []
+
+    def _plan_pull(self, job: Job, cached: int) -> PullPlan | None:
+        if not any(holder.cached_tokens > cached for holder in job.holders):
+            return None
+        capabilities = self._engine.capabilities
+        prompt = len(job.request.input_ids)
+
+        def seconds_with(tokens: int) -> float | None:
+            return predicted_s(self._decide(job, tokens), self._costs.model, prompt, tokens)
+
+        return plan_pull(
+            prompt,
+            cached,
+            [holder.cached_tokens for holder in job.holders],
+            capabilities.block_size,
+            seconds_with,
+            lambda tokens: self._costs.pull_s(tokens * capabilities.kv_bytes_per_token),
+        )
+
+    def _decide(self, job: Job, cached: int) -> SplitDecision:
+        return decide(self._policy, job, cached, self._engine, self._costs.model)
+
+    def _start(
+        self, job: Job, arrived_s: float, pulled: Pulled | None, failed_attempts: list[str]
+    ) -> _Start:
         matched_tokens = self._engine.match(job.request)
-        decision = decide(self._policy, job, matched_tokens, self._engine, self._costs.model)
-        return _Start(job, arrived_s, matched_tokens, decision)
+        decision = self._decide(job, matched_tokens)
+        return _Start(job, arrived_s, matched_tokens, decision, pulled, failed_attempts)
 
     async def _prefill_remotely(self, held: AsyncExitStack, start: _Start) -> _Delivered | None:
         """Tries the decision's prefill workers in order; returns None when none delivered."""
@@ -145,6 +187,7 @@ class DecodeWorker:
             prefill_compute_s=prefilled.compute_s,
             kv_transfer_s=0.0,
             failed_attempts=tuple(start.failed_attempts),
+            pulled=start.pulled,
         )
 
 
@@ -168,6 +211,7 @@ def _remote_ready(start: _Start, delivered: _Delivered) -> PromptReady:
         prefill_compute_s=prefilled.compute_s,
         kv_transfer_s=max(0.0, prefill.round_trip_s - prefilled.queue_s - prefilled.compute_s),
         failed_attempts=tuple(start.failed_attempts),
+        pulled=start.pulled,
     )
 
 

@@ -7,7 +7,7 @@ from baton.process import Advertise, ConfigFile, Host, Name, Port, ProcessOption
 from baton.state.records import WorkerRole
 from baton.worker.command import run_worker
 from baton.worker.parts import WorkerParts
-from services.prefill.peers import PrefillPeers
+from baton.worker.readers import Readers
 from services.prefill.server import PrefillServer
 from services.prefill.worker import PrefillWorker
 
@@ -43,7 +43,7 @@ def build_service(parts: WorkerParts) -> PrefillServer:
         parts.telemetry,
         parts.config.split_policy.prefill_queue_max,
     )
-    return PrefillServer(parts, worker, PrefillPeers(parts.transport))
+    return PrefillServer(parts, worker, Readers(parts.transport))
 
 
 def main() -> None:

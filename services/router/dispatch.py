@@ -32,7 +32,7 @@ from services.router.candidates import Candidates
 from services.router.credits import Credit, InFlightCredits, Suspects
 from services.router.explanations import Explanations
 from services.router.generation import Generation
-from services.router.policy import Decision, Option, RouteRequest, RoutingPolicy
+from services.router.policy import Decision, Option, RouteRequest, RoutingPolicy, with_holders
 from services.router.relay import Beat, Progress, Relay
 from services.router.sessions import Sessions
 
@@ -103,7 +103,8 @@ class Dispatcher:
             tpot_slo_s=generation.tpot_slo_s,
             preferred_decode=self._sessions.worker_of(generation.tenant, generation.session_id),
         )
-        return self._policy.choose(request, self._candidates.prefill(cached), decode)
+        prefill = self._candidates.prefill(cached)
+        return with_holders(self._policy.choose(request, prefill, decode), prefill, decode)
 
     def _place(self, generation: Generation) -> Decision:
         with self._telemetry.span(SPAN_ROUTE, generation.traceparent) as span:

@@ -100,6 +100,15 @@ class Generation:
             ],
             resumed_tokens=len(self.tokens),
             prefers_local_prefill=self.prefers_local_prefill,
+            prefix_holders=[
+                decode_link_pb2.PrefixHolder(
+                    worker_id=view.worker_id,
+                    incarnation=view.incarnation,
+                    address=view.address,
+                    cached_tokens=view.cached_tokens,
+                )
+                for view in decision.holders
+            ],
         )
 
 

@@ -9,7 +9,7 @@ never a wrong answer.
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
 from baton.latency import CostModel
@@ -18,6 +18,7 @@ STALE_AFTER_S = 3.0
 """Figures older than this say nothing about a worker's load. Seconds."""
 
 MAX_PREFILL_CANDIDATES = 3
+MAX_HOLDERS = 2
 
 DECLARED_COSTS = CostModel()
 """What computing costs on a worker that nobody has measured."""
@@ -151,6 +152,25 @@ class Decision:
     prefill_scores: tuple[Score, ...] = ()
     options: tuple[Option, ...] = ()
     chosen: Option | None = None
+    holders: tuple[PrefillView | DecodeView, ...] = ()
+    """Other workers that hold more of the prompt than the decode worker, longest first."""
+
+
+def with_holders(
+    decision: Decision, prefill: Sequence[PrefillView], decode: Sequence[DecodeView]
+) -> Decision:
+    """Returns the decision with the workers that a longer prefix could be pulled from."""
+    have = decision.decode.cached_tokens
+    views: tuple[PrefillView | DecodeView, ...] = (*decode, *prefill)
+    longer = [
+        view
+        for view in views
+        if view.cached_tokens > have and not (view.is_draining or view.is_suspect)
+    ]
+    if not longer:
+        return decision
+    longer.sort(key=lambda view: view.cached_tokens, reverse=True)
+    return replace(decision, holders=tuple(longer[:MAX_HOLDERS]))
 
 
 class RoutingPolicy(Protocol):

@@ -14,6 +14,7 @@ from dataclasses import replace
 import xxhash
 
 from baton.blocks import blocks_for, root_hash, token_bytes
+from baton.engine.admit import send_cached
 from baton.engine.base import (
     EngineCapabilities,
     EngineSamples,
@@ -28,7 +29,7 @@ from baton.engine.base import (
 from baton.errors import InvalidRequestError, OverloadedError
 from baton.kv.pool import BlockPool, Grant
 from baton.kv.segment import Segment
-from baton.kv.transfer import KvDestination, KvTransport, PoolMemory
+from baton.kv.transfer import KvDestination, KvReceipt, KvTransport, PoolMemory
 from baton.requests import EngineRequest, FinishReason
 from baton.worker.finish import finish
 
@@ -63,6 +64,9 @@ class FakeEngine:
         self.may_prefill.set()
         self.may_decode = asyncio.Event()
         self.may_decode.set()
+        self.may_send = asyncio.Event()
+        self.may_send.set()
+        self.asked_to_send = 0
         self.aborted_prefills = 0
         self.device = "fake"
         self.prefill_samples: list[PrefillSample] = []
@@ -122,6 +126,18 @@ class FakeEngine:
         del self._reservations[owner]
         self._transport.forget(owner)
         self.pool.release(owner)
+
+    def keep(self, reservation: Reservation, input_ids: Sequence[int]) -> None:
+        owner = reservation.destination.transfer_id
+        del self._reservations[owner]
+        self.pool.commit(owner, input_ids)
+        self.pool.release(owner)
+
+    async def send_cached(self, request: EngineRequest, destination: KvDestination) -> KvReceipt:
+        assert self._transport is not None
+        self.asked_to_send += 1
+        await self.may_send.wait()
+        return await send_cached(self.pool, self._transport, request, destination)
 
     async def prefill(self, request: EngineRequest, destination: KvDestination) -> Prefilled:
         assert self._transport is not None
@@ -249,6 +265,8 @@ class FakeEngine:
         grant = self._grant(owner, request)
         try:
             for index, block in enumerate(grant.block_ids):
+                if index < grant.cached_tokens // self._block_size:
+                    assert self._kv[block] == self._fingerprint(request, index), "wrong KV cached"
                 self._kv[block] = self._fingerprint(request, index)
             token = next_token(request.input_ids)
             yield grant, Prefilled(token, None, None, 0.001, 0.002, grant.cached_tokens)

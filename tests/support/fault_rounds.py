@@ -194,10 +194,7 @@ class Rounds:
     async def _round(self, number: int) -> None:
         rng = self._random
         # Rounds come faster than a quarantined pair is tried again; local prefill tests nothing.
-        names = [worker.name for worker in self._workers]
-        await eventually(
-            lambda: self._service.connected_prefill_workers() == names, timeout_s=PAIRING_TIMEOUT_S
-        )
+        await eventually(self._is_paired, timeout_s=PAIRING_TIMEOUT_S)
         replaced = rng.choice(self._workers) if rng.random() < 0.05 else None
         former = [worker.incarnation for worker in self._workers]
         if replaced is not None:
@@ -214,7 +211,12 @@ class Rounds:
             await rng.choice(self._workers).cable.drop()
             self.outcome.faults["line cut"] += 1
         await asyncio.gather(*asks)
+
+    async def _is_paired(self) -> bool:
+        """Revives who died, which may show only a moment after its lines broke."""
         await asyncio.gather(*(worker.revive() for worker in self._workers))
+        names = [worker.name for worker in self._workers]
+        return bool(self._service.connected_prefill_workers() == names)
 
     async def _ask(self, name: str, incarnations: Sequence[str]) -> None:
         rng = self._random

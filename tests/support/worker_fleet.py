@@ -8,14 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from baton.config import Config, load_config
-from baton.engine.base import Engine
+from baton.engine.base import Engine, EngineSamples, PrefillSample
 from baton.kv.inprocess import InProcessFabric, InProcessTransport
+from baton.latency import TRUSTED_SAMPLES
 from baton.rpc.link import LinkPool
 from baton.rpc.links import DECODE_LINK
 from baton.state.connect import connect
 from baton.state.records import WorkerRole, new_incarnation
 from baton.telemetry.providers import start_telemetry
 from baton.v1 import decode_link_pb2, types_pb2
+from baton.worker.costs import CostBook
 from baton.worker.host import WorkerHost, WorkerIdentity
 from baton.worker.parts import RoleService, WorkerParts
 from services.decode.main import build_service as build_decode
@@ -35,6 +37,7 @@ class Worker:
     transport: InProcessTransport
     host: WorkerHost
     service: Any
+    costs: CostBook
     cable: Cable
     stop: asyncio.Event
     task: "asyncio.Task[None]"
@@ -50,6 +53,24 @@ class Worker:
             incarnation=self.incarnation,
             address=self.address,
             queue_length=queue_length,
+        )
+
+    def holder(self, cached_tokens: int) -> decode_link_pb2.PrefixHolder:
+        """Returns the worker as a router offers it to pull a prefix from."""
+        return decode_link_pb2.PrefixHolder(
+            worker_id=self.worker_id,
+            incarnation=self.incarnation,
+            address=self.address,
+            cached_tokens=cached_tokens,
+        )
+
+    def learn_prefill(self, seconds_per_token: float) -> None:
+        """Lets the worker believe that it measured prompts that took so long."""
+        sizes = [64 * (1 + index % 8) for index in range(2 * TRUSTED_SAMPLES)]
+        self.costs.learn(
+            EngineSamples(
+                prefills=tuple(PrefillSample(size, 0, size * seconds_per_token) for size in sizes)
+            )
         )
 
     def is_clean(self) -> bool:
@@ -98,6 +119,7 @@ class WorkerFleet:
         max_tokens: int = 8,
         timeout_s: float | None = 20.0,
         traceparent: str = "",
+        holders: Sequence[decode_link_pb2.PrefixHolder] = (),
     ) -> Any:
         """Opens a greedy request on a decode worker."""
         sampling = types_pb2.SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
@@ -107,6 +129,7 @@ class WorkerFleet:
             sampling_params=sampling,
             priority=types_pb2.PRIORITY_NORMAL,
             prefill_candidates=candidates,
+            prefix_holders=holders,
         )
         return self.links.link(worker.address).open(
             decode_link_pb2.DecodeCommand(start=start),
@@ -136,9 +159,11 @@ class WorkerFleet:
         identity = WorkerIdentity(worker_id, incarnation, role, "127.0.0.1", port, cable.address)
         transport = InProcessTransport(incarnation, self.fabric)
         services: list[RoleService] = []
+        costs: list[CostBook] = []
 
         def building(parts: WorkerParts) -> RoleService:
             services.append(build(parts))
+            costs.append(parts.costs)
             return services[0]
 
         telemetry = start_telemetry("test", worker_id, "")
@@ -154,7 +179,16 @@ class WorkerFleet:
             task.result()
         cable.plug_in(host.listening)
         worker = Worker(
-            worker_id, incarnation, engine, transport, host, services[0], cable, stop, task
+            worker_id,
+            incarnation,
+            engine,
+            transport,
+            host,
+            services[0],
+            costs[0],
+            cable,
+            stop,
+            task,
         )
         self._workers.append(worker)
         return worker

@@ -12,9 +12,9 @@ from baton.kv.transfer import KvDestination
 from baton.rpc.server import ServiceServer
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from baton.worker import messages
+from baton.worker.readers import LinkedReaders, Readers
 from services.decode.peers import Peers, PrefillWorker
 from services.decode.reservations import Reservations
-from services.prefill.peers import LinkedPeers, PrefillPeers
 from tests.support.cable import Cable
 from tests.support.fake_engine import FakeEngine
 from tests.support.waiting import eventually
@@ -29,7 +29,7 @@ class Introducer(prefill_pb2_grpc.PrefillServiceServicer):
     def __init__(self, fabric: InProcessFabric, agent: str) -> None:
         self.engine = FakeEngine()
         self.transport = InProcessTransport(agent, fabric)
-        self.peers = PrefillPeers(self.transport)
+        self.peers = Readers(self.transport)
         self.server = ServiceServer("127.0.0.1", 0, ["baton.v1.PrefillService"])
         self.may_answer = asyncio.Event()
         self.may_answer.set()
@@ -191,14 +191,14 @@ async def test_next_life_replaces_the_former_one(side: Side, fabric: InProcessFa
 async def test_prefill_worker_forgets_who_hung_up(fabric: InProcessFabric) -> None:
     engine, transport = FakeEngine(), InProcessTransport("p0", fabric)
     await engine.start(transport)
-    peers = PrefillPeers(transport)
+    peers = Readers(transport)
     for life in range(50):
         decode, theirs = FakeEngine(), InProcessTransport(f"d-{life}", fabric)
         await decode.start(theirs)
         probe = theirs.expect("probe", 0, (0,))
         layout = decode.capabilities.kv_layout
         await peers.introduce(theirs.agent, theirs.metadata(), layout, probe)
-        links = LinkedPeers(), LinkedPeers()
+        links = LinkedReaders(), LinkedReaders()
         for link in links:
             with peers.writing(link, theirs.agent):
                 pass

@@ -65,6 +65,26 @@ async def test_remote_prefill_gives_the_tokens_of_local_prefill(pair: Pair) -> N
     await pair.assert_clean()
 
 
+async def test_next_turn_on_another_worker_pulls_what_the_last_one_left(pair: Pair) -> None:
+    first = await pair.ask(PROMPT, remote=False)
+    turn = (*PROMPT, *first.tokens, 17, 18, 19)
+    undisturbed = await pair.ask(turn, remote=False)
+    held = pair.decode.engine.cached_hashes()
+    other = await pair.fleet.decode("d1", engine())
+    # Prompts that take long to compute, so that pulling any prefix is worth it.
+    other.learn_prefill(seconds_per_token=1e-2)
+
+    holders = [pair.decode.holder(16 * len(held))]
+    pulled = await read(pair.fleet.ask(other, turn, [], TOKENS, holders=holders))
+
+    assert pulled.prefilled.pulled_from == "d0"
+    assert pulled.prefilled.pulled_tokens >= 400
+    assert pulled.prefilled.local_cached_tokens == pulled.prefilled.pulled_tokens
+    assert pulled.tokens == undisturbed.tokens
+    await pair.assert_clean()
+    await eventually(other.is_clean, timeout_s=10)
+
+
 async def test_prefill_worker_lost_mid_transfer_changes_no_token(pair: Pair) -> None:
     pair.fleet.fabric.faults_towards(pair.decode.incarnation).delay_s = 0.05
     running = asyncio.create_task(pair.ask(PROMPT))

@@ -140,6 +140,14 @@ class SglangEngine:
         """Is not for this engine."""
         raise _pairs_by_room()
 
+    def keep(self, reservation: Reservation, input_ids: Sequence[int]) -> None:
+        """Is not for this engine."""
+        raise _pairs_by_room()
+
+    async def send_cached(self, request: EngineRequest, destination: KvDestination) -> KvReceipt:
+        """Is not for this engine."""
+        raise _pairs_by_room()
+
     async def prefill(self, request: EngineRequest, destination: KvDestination) -> Prefilled:
         """Is not for this engine."""
         raise _pairs_by_room()

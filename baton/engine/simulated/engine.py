@@ -13,6 +13,7 @@ from baton.engine.admit import (
     check_destination,
     check_request,
     longest_sequence,
+    send_cached,
 )
 from baton.engine.base import (
     EngineCapabilities,
@@ -35,7 +36,13 @@ from baton.errors import (
     UnavailableError,
 )
 from baton.kv.pool import BlockPool
-from baton.kv.transfer import KvDestination, KvTransport, OutgoingTransfer, PoolMemory
+from baton.kv.transfer import (
+    KvDestination,
+    KvReceipt,
+    KvTransport,
+    OutgoingTransfer,
+    PoolMemory,
+)
 from baton.requests import EngineRequest
 from baton.worker.finish import finish
 
@@ -137,6 +144,18 @@ class SimulatedEngine:
         up = self._up()
         up.reservations.release(reservation)
         up.steps.kick()
+
+    def keep(self, reservation: Reservation, input_ids: Sequence[int]) -> None:
+        """Ends a reservation whose blocks hold the KV of `input_ids`; they stay cached."""
+        up = self._up()
+        up.reservations.keep(reservation, input_ids)
+        up.steps.kick()
+
+    async def send_cached(self, request: EngineRequest, destination: KvDestination) -> KvReceipt:
+        """Pushes cached blocks of the prompt to `destination`."""
+        up = self._up()
+        self._check(request)
+        return await send_cached(up.pool, up.transport, request, destination)
 
     async def prefill(self, request: EngineRequest, destination: KvDestination) -> Prefilled:
         """Computes the prompt and pushes its KV to `destination` chunk by chunk."""

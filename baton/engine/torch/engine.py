@@ -8,7 +8,12 @@ from array import array
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 
-from baton.engine.admit import check_destination, check_request, longest_sequence
+from baton.engine.admit import (
+    check_destination,
+    check_request,
+    longest_sequence,
+    send_cached,
+)
 from baton.engine.base import (
     EngineCapabilities,
     EngineSamples,
@@ -27,7 +32,7 @@ from baton.errors import (
     InternalError,
     PreconditionError,
 )
-from baton.kv.transfer import KvDestination, KvTransport, OutgoingTransfer
+from baton.kv.transfer import KvDestination, KvReceipt, KvTransport, OutgoingTransfer
 from baton.requests import EngineRequest
 
 _STOP_DEADLINE_S = 15.0
@@ -88,6 +93,20 @@ class TorchEngine:
         up = self._up()
         up.reservations.release(reservation)
         up.steps.wake()
+
+    def keep(self, reservation: Reservation, input_ids: Sequence[int]) -> None:
+        """Ends a reservation whose blocks hold the KV of `input_ids`; they stay cached."""
+        up = self._up()
+        up.reservations.keep(reservation, input_ids)
+        up.steps.wake()
+
+    async def send_cached(self, request: EngineRequest, destination: KvDestination) -> KvReceipt:
+        """Pushes cached blocks of the prompt to `destination`."""
+        up = self._up()
+        self._check(request)
+        # A block is committed when its step was submitted; a GPU may still be writing it.
+        settle = up.steps.wait_for_writes
+        return await send_cached(up.pool, up.transport, request, destination, settle)
 
     async def prefill(self, request: EngineRequest, destination: KvDestination) -> Prefilled:
         """Computes the prompt and pushes its KV to `destination` chunk by chunk."""

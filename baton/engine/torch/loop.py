@@ -132,6 +132,10 @@ class StepLoop:
         """Tells that blocks were released, so that waiting jobs are looked at again."""
         self._commands.put(_Wake())
 
+    def wait_for_writes(self) -> None:
+        """Returns once the KV of all finished steps is in memory; blocks, on any thread."""
+        self._runner.wait_for_writes()
+
     def stop(self) -> None:
         """Ends all jobs and the thread after the step under way."""
         self._commands.put(_Stop())

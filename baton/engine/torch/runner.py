@@ -53,7 +53,7 @@ class StepRunner:
     def wait_for_writes(self) -> None:
         """Returns once the KV of the last step is in memory, where a transfer may read it."""
         if self._model.device.type == "cuda":
-            torch.cuda.current_stream(self._model.device).synchronize()
+            torch.cuda.default_stream(self._model.device).synchronize()
 
     def _forward(self, ordered: Sequence[Chunk]) -> torch.Tensor:
         decodes = [chunk for chunk in ordered if chunk.count == 1]

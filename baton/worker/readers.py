@@ -1,4 +1,4 @@
-"""The decode workers that this prefill worker writes to: introduced, in use, forgotten.
+"""The decode workers that this worker writes KV to: introduced, in use, forgotten.
 
 A decode worker is forgotten when the last link that used it is gone and no transfer to it is left.
 It introduces itself again when it comes back, so forgetting one too many costs a round trip and
@@ -37,15 +37,15 @@ class _Peer:
         return self.links > 0 or self.transfers > 0
 
 
-class LinkedPeers:
+class LinkedReaders:
     """The decode workers that one link wrote to; normally one."""
 
     def __init__(self) -> None:
         self.agents: set[str] = set()
 
 
-class PrefillPeers:
-    """All decode workers known to one prefill worker."""
+class Readers:
+    """All decode workers that one worker writes to."""
 
     def __init__(self, transport: KvTransport) -> None:
         self._transport = transport
@@ -70,7 +70,7 @@ class PrefillPeers:
         return receipt
 
     @contextmanager
-    def writing(self, link: LinkedPeers, agent: str) -> Iterator[None]:
+    def writing(self, link: LinkedReaders, agent: str) -> Iterator[None]:
         """Keeps a decode worker while a prefill writes to it.
 
         Raises PreconditionError (PEER_UNKNOWN) when it has to introduce itself first.
@@ -83,7 +83,7 @@ class PrefillPeers:
                 peer.links += 1
             yield
 
-    async def close_link(self, link: LinkedPeers) -> None:
+    async def close_link(self, link: LinkedReaders) -> None:
         """Forgets who was reached over this link only; its transfers have ended."""
         for agent in link.agents:
             peer = self._peers[agent]
