@@ -98,6 +98,24 @@ bench-transfer: setup ## KV transfers: speed, cost and what they add (ARGS="--de
 bench-engine: setup ## The embedded engine beside transformers' generate
 	@$(BIN)/python -m bench.engine $(ARGS)
 
+.PHONY: bench-disagg
+bench-disagg: setup ## One prefill and one decode worker beside two that do both
+	@$(BIN)/python -m bench.disagg $(ARGS)
+
+##@ Profile
+
+.PHONY: profile-torch
+profile-torch: setup ## The engine's steps, or SCRIPT=examples/..., under the torch profiler
+	@$(BIN)/python -m bench.profile $(SCRIPT) $(ARGS)
+
+.PHONY: profile-nsys
+profile-nsys: setup ## The same under Nsight Systems (ARGS="--device cuda --size 1b")
+	@bash tools/profile_nvidia.sh nsys $(BIN)/python $(or $(SCRIPT),-m bench.profile) $(ARGS)
+
+.PHONY: profile-ncu
+profile-ncu: setup ## The same under Nsight Compute
+	@bash tools/profile_nvidia.sh ncu $(BIN)/python $(or $(SCRIPT),-m bench.profile) $(ARGS)
+
 ##@ Check
 
 .PHONY: check

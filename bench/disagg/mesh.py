@@ -16,7 +16,7 @@ from bench.disagg.work import Slo
 from bench.mesh import wait_for_workers
 
 _HOST = "127.0.0.1"
-_NICE = ("nice", "-n", "10")
+_NICE = ("/usr/bin/env", "nice", "-n", "10")
 """Router, Redis and client run where they find time: a tenth of a worker's weight."""
 
 _START_TIMEOUT_S = 240.0
@@ -39,7 +39,13 @@ class Hardware:
         compute = ComputeOptions(self.compute.device, self.compute.dtype, token_budget)
         command = module(f"services.{role}.main", "--name", f"{role}-{index}", *compute.arguments())
         if self.cores and sys.platform == "linux":
-            return ["taskset", "-c", str(self.cores[index % len(self.cores)]), *command]
+            return [
+                "/usr/bin/env",
+                "taskset",
+                "-c",
+                str(self.cores[index % len(self.cores)]),
+                *command,
+            ]
         return command
 
     def environ(self, index: int, redis_url: str, slo: Slo) -> dict[str, str]:

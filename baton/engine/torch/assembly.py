@@ -15,7 +15,7 @@ from baton.engine.torch.loop import Output, StepLoop
 from baton.engine.torch.model import LoadedModel, load_model
 from baton.engine.torch.runner import StepRunner, allocate_kv, kv_layout
 from baton.engine.torch.scheduler import Scheduler
-from baton.engine.torch.selfcheck import check_paged_attention
+from baton.engine.torch.selfcheck import choose_decode_kernel
 from baton.engine.torch.sizing import MOST_TOKENS, StepSizer
 from baton.kv.pool import BlockPool
 from baton.kv.transfer import KvTransport, PoolMemory
@@ -68,7 +68,7 @@ def assemble(
     """
     model = load_model(options.model_dir, options.device, options.dtype)
     kv = allocate_kv(model, options.block_size, options.kv_memory_bytes)
-    check_paged_attention(model, kv)
+    kernel = choose_decode_kernel(model, kv)
     block_count = kv.tensor.shape[0]
     block_bytes = kv.tensor[0].nbytes
     layout = kv_layout(model, options.block_size)
@@ -86,7 +86,7 @@ def assemble(
         max_running=options.max_running,
         sizer=sizer,
     )
-    steps = StepLoop(StepRunner(model, kv), scheduler, options.block_size, post, sizer)
+    steps = StepLoop(StepRunner(model, kv, kernel), scheduler, options.block_size, post, sizer)
     return StartedEngine(
         model=model,
         capabilities=EngineCapabilities(

@@ -5,7 +5,7 @@ queries, keys and values; the step that travels through the model's keyword argu
 sequence each token belongs to and where its KV goes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -120,6 +120,60 @@ class KvTensor:
         return key.view(shape), value.view(shape)
 
 
+class DecodeBatch(Protocol):
+    """Sequences that each attend with one new token."""
+
+    def attend(
+        self,
+        kv: KvTensor,
+        layer: int,
+        query: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Returns [its sequences, heads, head size] for the step's queries."""
+        ...
+
+
+class DecodeKernel(Protocol):
+    """Reads the pool through block tables; see baton/engine/torch/paged_decode.py."""
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        tables: torch.Tensor,
+        lengths: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """Returns [sequences, heads, head size] for queries [heads, sequences, head size]."""
+        ...
+
+
+@dataclass(slots=True)
+class KernelDecodes:
+    """Decodes that a kernel attends in place, at batch rows `first` to `first + count`."""
+
+    kernel: DecodeKernel
+    first: int
+    count: int
+    tables: torch.Tensor
+    lengths: torch.Tensor
+
+    def attend(
+        self,
+        kv: KvTensor,
+        layer: int,
+        query: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See DecodeBatch."""
+        rows = query[0, :, self.first : self.first + self.count]
+        return self.kernel.attend(layer, rows, self.tables, self.lengths, scaling, window)
+
+
 @dataclass(slots=True)
 class DecodeGroup:
     """Decodes of similar length, one token each, at batch rows `first` to `first + count`.
@@ -138,6 +192,25 @@ class DecodeGroup:
         if window not in self.masks:
             self.masks[window] = _mask(self.positions, tokens, window, dtype)[:, None, None]
         return self.masks[window]
+
+    def attend(
+        self,
+        kv: KvTensor,
+        layer: int,
+        query: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+    ) -> torch.Tensor:
+        """See DecodeBatch."""
+        heads, width = query.shape[1], query.shape[3]
+        keys, values = kv.gather(layer, self.units, self.count)
+        mask = self.mask(window, keys.shape[2], query.dtype)
+        # All queries of a KV head's group stand at the same position, so they are its rows.
+        rows = query[0, :, self.first : self.first + self.count].transpose(0, 1)
+        rows = rows.reshape(self.count, kv.kv_heads, -1, width)
+        mask = mask.expand(-1, -1, rows.shape[2], -1)
+        output = scaled_dot_product_attention(rows, keys, values, mask, scale=scaling)
+        return output.reshape(self.count, heads, width)
 
 
 @dataclass(slots=True)
@@ -170,7 +243,7 @@ class PagedStep:
 
     kv: KvTensor
     rows: torch.Tensor
-    decodes: list[DecodeGroup]
+    decodes: Sequence[DecodeBatch]
     prefills: list[PrefillChunk]
 
     def attend(
@@ -185,30 +258,12 @@ class PagedStep:
     ) -> torch.Tensor:
         """Writes the new keys and values, then attends each sequence to its own."""
         self.kv.write(layer, self.rows, key, value)
-        parts = [self._decode(group, layer, query, scaling, window) for group in self.decodes]
+        parts = [it.attend(self.kv, layer, query, scaling, window) for it in self.decodes]
         parts += [
             self._prefill(chunk, layer, query, key, value, scaling, window)
             for chunk in self.prefills
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def _decode(
-        self,
-        group: DecodeGroup,
-        layer: int,
-        query: torch.Tensor,
-        scaling: float | None,
-        window: int | None,
-    ) -> torch.Tensor:
-        heads, width = query.shape[1], query.shape[3]
-        keys, values = self.kv.gather(layer, group.units, group.count)
-        mask = group.mask(window, keys.shape[2], query.dtype)
-        # All queries of a KV head's group stand at the same position, so they are its rows.
-        rows = query[0, :, group.first : group.first + group.count].transpose(0, 1)
-        rows = rows.reshape(group.count, self.kv.kv_heads, -1, width)
-        mask = mask.expand(-1, -1, rows.shape[2], -1)
-        output = scaled_dot_product_attention(rows, keys, values, mask, scale=scaling)
-        return output.reshape(group.count, heads, width)
 
     def _prefill(
         self,

@@ -8,9 +8,18 @@ from typing import NamedTuple
 import torch
 
 from baton.blocks import blocks_for
-from baton.engine.torch.attention import DecodeGroup, KvTensor, PagedStep, PrefillChunk
+from baton.engine.torch.attention import (
+    DecodeBatch,
+    DecodeGroup,
+    DecodeKernel,
+    KernelDecodes,
+    KvTensor,
+    PagedStep,
+    PrefillChunk,
+)
 from baton.engine.torch.job import Job
 from baton.engine.torch.model import LoadedModel
+from baton.engine.torch.ranges import named_range
 from baton.engine.torch.sampling import Choice, Draw, choose
 from baton.engine.torch.scheduler import Chunk
 from baton.errors import StartupError
@@ -29,12 +38,24 @@ class Sampled(NamedTuple):
     choice: Choice
 
 
+class _Batch(NamedTuple):
+    """What the model's forward pass takes."""
+
+    input_ids: torch.Tensor
+    positions: torch.Tensor
+    sampled_rows: torch.Tensor
+    step: PagedStep
+
+
 class StepRunner:
     """Turns chunks into one flat batch, runs it and samples. Used by one thread."""
 
-    def __init__(self, model: LoadedModel, kv: KvTensor) -> None:
+    def __init__(
+        self, model: LoadedModel, kv: KvTensor, kernel: DecodeKernel | None = None
+    ) -> None:
         self._model = model
         self._kv = kv
+        self._kernel = kernel
 
     def run(self, chunks: Sequence[Chunk]) -> list[Sampled]:
         """Computes all chunks; returns the next token of those that reach their job's end."""
@@ -44,7 +65,9 @@ class StepRunner:
         if not jobs:
             return []
         draws = [Draw(job.request.sampling, job.seed, len(job.tokens)) for job in jobs]
-        return [Sampled(*pair) for pair in zip(jobs, choose(logits, draws), strict=True)]
+        with named_range("baton.sample", self._model.device):
+            choices = choose(logits, draws)
+        return [Sampled(*pair) for pair in zip(jobs, choices, strict=True)]
 
     def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Computes all chunks; returns logits [rows, vocabulary] instead of tokens."""
@@ -56,6 +79,13 @@ class StepRunner:
             torch.cuda.default_stream(self._model.device).synchronize()
 
     def _forward(self, ordered: Sequence[Chunk]) -> torch.Tensor:
+        device = self._model.device
+        with named_range("baton.prepare", device):
+            batch = self._batch(ordered)
+        with named_range(f"baton.forward tokens={batch.input_ids.shape[0]}", device):
+            return self._model.forward(*batch)
+
+    def _batch(self, ordered: Sequence[Chunk]) -> "_Batch":
         decodes = [chunk for chunk in ordered if chunk.count == 1]
         prefills = ordered[len(decodes) :]
         ids = array("q")
@@ -73,7 +103,7 @@ class StepRunner:
             self._decode_groups(decodes, starts),
             self._prefill_chunks(prefills, len(decodes)),
         )
-        return self._model.forward(
+        return _Batch(
             self._to_device(_tensor(ids)),
             self._to_device(positions),
             self._to_device(_tensor(sampled_rows)),
@@ -95,10 +125,16 @@ class StepRunner:
         index = firsts + positions.div(size, rounding_mode="floor")
         return _tensor(blocks)[index] * size + positions.remainder(size)
 
-    def _decode_groups(self, decodes: Sequence[Chunk], starts: torch.Tensor) -> list[DecodeGroup]:
+    def _decode_groups(
+        self, decodes: Sequence[Chunk], starts: torch.Tensor
+    ) -> Sequence[DecodeBatch]:
         """Groups decodes, sorted by width, so that padding at most doubles what is gathered."""
         size = self._kv.block_size
         widths = [blocks_for(chunk.start + 1, size) for chunk in decodes]
+        if self._kernel is not None and decodes:
+            tables = _padded([chunk.job.blocks for chunk in decodes], widths)
+            lengths = self._to_device(starts + 1)
+            return [KernelDecodes(self._kernel, 0, len(decodes), self._to_device(tables), lengths)]
         return [
             DecodeGroup(
                 first,
@@ -119,13 +155,7 @@ class StepRunner:
         return prefills
 
     def _units(self, tables: Sequence["array[int]"], widths: Sequence[int]) -> torch.Tensor:
-        """Returns the tables as one index, padded with each one's last block."""
-        widest = widths[0]
-        flat = array("q")
-        for table, width in zip(tables, widths, strict=True):
-            flat += table[:width]
-            flat += table[width - 1 : width] * (widest - width)
-        return self._kv.units(_tensor(flat).view(len(tables), widest))
+        return self._kv.units(_padded(tables, widths))
 
     def _to_device(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self._model.device, non_blocking=True)
@@ -136,6 +166,19 @@ def _tensor(values: "array[int]") -> torch.Tensor:
     if not values:
         return torch.empty(0, dtype=torch.long)
     return torch.frombuffer(values, dtype=torch.long)
+
+
+def _padded(tables: Sequence["array[int]"], widths: Sequence[int]) -> torch.Tensor:
+    """Returns tables [sequences, blocks] as wide as the first, padded with each one's last block.
+
+    Another sequence's block could hold what spreads even where it is masked.
+    """
+    widest = widths[0]
+    flat = array("q")
+    for table, width in zip(tables, widths, strict=True):
+        flat += table[:width]
+        flat += table[width - 1 : width] * (widest - width)
+    return _tensor(flat).view(len(tables), widest)
 
 
 def _groups(widths: Sequence[int]) -> Iterator[tuple[int, int]]:

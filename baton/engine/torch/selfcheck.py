@@ -1,18 +1,23 @@
 """Proves at start that the paged pass computes what the model's own attention computes."""
 
+import importlib
+import importlib.util
 import itertools
+import logging
 from array import array
 from collections.abc import Sequence
 
 import torch
 
-from baton.engine.torch.attention import ATTENTION_NAME, KvTensor
+from baton.engine.torch.attention import ATTENTION_NAME, DecodeKernel, KvTensor
 from baton.engine.torch.job import Job, Order, StopRule
 from baton.engine.torch.model import LoadedModel
 from baton.engine.torch.runner import StepRunner
 from baton.engine.torch.scheduler import Chunk
 from baton.errors import StartupError
 from baton.requests import EngineRequest, SamplingParams
+
+logger = logging.getLogger(__name__)
 
 _MOST_DISTANCE = 0.01
 """One minus the cosine of two logit vectors; in float32 it stays below 1e-5."""
@@ -21,7 +26,26 @@ _ROUNDING_FACTOR = 4.0
 in bfloat16 with large random weights differ by 0.02 there; trained ones hardly."""
 
 
-def check_paged_attention(model: LoadedModel, kv: KvTensor) -> None:
+def choose_decode_kernel(model: LoadedModel, kv: KvTensor) -> DecodeKernel | None:
+    """Returns the kernel for decodes where this machine can have it, after it passed the check.
+
+    Else None: contexts are gathered then, and the log says why. Raises StartupError when the model
+    cannot be served either way.
+    """
+    if model.device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+        paged_decode = importlib.import_module("baton.engine.torch.paged_decode")
+        kernel: DecodeKernel = paged_decode.PagedDecode(kv)
+        try:
+            check_paged_attention(model, kv, kernel)
+        except (StartupError, *paged_decode.FAILURES) as error:
+            logger.warning("decodes gather their context: the kernel failed: %s", error)
+        else:
+            return kernel
+    check_paged_attention(model, kv, None)
+    return None
+
+
+def check_paged_attention(model: LoadedModel, kv: KvTensor, kernel: DecodeKernel | None) -> None:
     """Compares prefill in two chunks and one decode with the library's own attention.
 
     Also warms the model up. Writes to the pool's first blocks, so it runs before anything else.
@@ -30,7 +54,7 @@ def check_paged_attention(model: LoadedModel, kv: KvTensor) -> None:
     length = min(2 * kv.block_size, model.context_length - 1)
     ids = [(7 * index + 3) % model.vocab_size for index in range(length)]
     with torch.inference_mode():
-        paged = _paged_logits(model, kv, ids)
+        paged = _paged_logits(model, kv, kernel, ids)
         reference = _reference_logits(model, ids, "eager")
         distance = _distance(paged, reference)
         most = _MOST_DISTANCE
@@ -48,9 +72,11 @@ def _distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
     return 1 - torch.cosine_similarity(logits.float(), reference.float(), dim=-1).item()
 
 
-def _paged_logits(model: LoadedModel, kv: KvTensor, ids: Sequence[int]) -> torch.Tensor:
+def _paged_logits(
+    model: LoadedModel, kv: KvTensor, kernel: DecodeKernel | None, ids: Sequence[int]
+) -> torch.Tensor:
     job = _job(ids)
-    runner = StepRunner(model, kv)
+    runner = StepRunner(model, kv, kernel)
     bounds = sorted({0, len(ids) // 2, len(ids) - 1, len(ids)})
     for start, end in itertools.pairwise(bounds):
         logits = runner.logits([Chunk(job, start, end - start)])
