@@ -172,10 +172,11 @@ proto: setup ## Generate the stubs from the protos
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/proto.sh
 
 .PHONY: docs
-docs: setup ## Write the generated pages
+docs: setup ## Write the generated pages and build the site (site/index.html)
 	$(BIN)/python tools/tuning_doc.py
 	$(BIN)/python tools/telemetry_doc.py
 	$(BIN)/python tools/monitoring.py
+	$(BIN)/python tools/docs_site.py
 
 ##@ Clean
 

@@ -34,7 +34,7 @@ from baton.requests import SamplingParams
 PACKAGE = "arize-phoenix>=20"
 HOME = Path(__file__).parents[1] / ".phoenix"
 START_TIMEOUT_S = 180.0
-ARRIVAL_MS, PAGE_MS = 5_000, 90_000
+ARRIVAL_MS, PAGE_MS = 5_000, 180_000
 
 say = Console(highlight=False).print
 
@@ -112,7 +112,8 @@ async def screenshot(url: str, path: Path) -> None:
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = await browser.new_page(viewport={"width": 1500, "height": 900})
         await page.wait_for_timeout(ARRIVAL_MS)  # spans are exported and stored in batches
-        await page.goto(url)
+        page.set_default_timeout(PAGE_MS)
+        await page.goto(url, wait_until="commit", timeout=PAGE_MS)
         await page.get_by_text("baton.kv_transfer").first.wait_for(timeout=PAGE_MS)
         await page.wait_for_timeout(1_500)
         await page.screenshot(path=path)
