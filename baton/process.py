@@ -17,6 +17,7 @@ from redis.asyncio import Redis
 
 from baton.config import Config, load_config
 from baton.errors import ConfigError, RegistrationError, StartupError
+from baton.log import start_logging
 from baton.rpc.server import Listening, stop_signal
 from baton.state.background import running
 from baton.state.connect import connect, ping_or_fail
@@ -75,7 +76,7 @@ def run_process(
     default_port: int = 0,
 ) -> None:
     """Runs `serve` until it returns. `default_port` is for options that leave it open."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    start_logging()
     try:
         config = load_config(options.config_file)
         listening = Listening(
@@ -87,6 +88,7 @@ def run_process(
         _quieten_collector()
         uvloop.run(_run(service, config, listening, serve))
     except (ConfigError, StartupError, RegistrationError) as error:
+        logging.shutdown()  # what is logged comes first: the last line is the reason
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(CANNOT_START) from None
 

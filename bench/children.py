@@ -33,7 +33,7 @@ async def running_child(
     spec = ChildSpec(
         name=name,
         command=tuple(command),
-        environ={**os.environ, "PYTHONPATH": str(_ROOT), **(environ or {})},
+        environ={**os.environ, "PYTHONPATH": _python_path(), **(environ or {})},
         log=directory / f"{name}.log",
     )
     child = await start_child(spec)
@@ -41,6 +41,11 @@ async def running_child(
         yield child
     finally:
         await child.stop(STOP_GRACE_S)
+
+
+def _python_path() -> str:
+    """Returns where children find modules: this tree first, then what this process was given."""
+    return os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def module(name: str, *arguments: str) -> list[str]:

@@ -33,6 +33,7 @@ class ServedCall(Generic[CommandT, EventT]):
         self._credit: int = first.context.window
         self._changed = asyncio.Event()
         self._commands: deque[CommandT] = deque()
+        self._last: tuple[EventT, int] | None = None
 
     def time_left_s(self) -> float | None:
         """Returns what is left of the deadline, or None without one."""
@@ -48,6 +49,13 @@ class ServedCall(Generic[CommandT, EventT]):
             await self._changed.wait()
         self._credit -= 1
         self._session.post(self._stream_id, event, hold_s)
+        self._last = event, self._session.messages
+
+    def waiting(self) -> EventT | None:
+        """Returns the request's last event if it still waits for its message, to be added to."""
+        if self._last is None or self._last[1] != self._session.messages:
+            return None
+        return self._last[0]
 
     async def next_command(self) -> CommandT:
         """Waits for the next further command about this request."""
@@ -105,6 +113,7 @@ class _Session(Generic[CommandT, EventT]):
         self._handler = handler
         self._calls: dict[int, tuple[ServedCall[CommandT, EventT], asyncio.Task[None]]] = {}
         self._pace = pace
+        self.messages = 0
         self._outbox: Outbox[EventT] = Outbox(pace)
 
     async def read(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
@@ -116,6 +125,7 @@ class _Session(Generic[CommandT, EventT]):
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         while True:
             events = await self._outbox.take()
+            self.messages += 1
             await context.write(self._spec.response(events=events))
 
     def post(self, stream_id: int, event: EventT, hold_s: float = 0.0) -> None:

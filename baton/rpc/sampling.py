@@ -1,5 +1,6 @@
 """Sampling parameters as a message and back; every request in the mesh carries them."""
 
+from functools import lru_cache
 from typing import Any
 
 from baton.requests import SamplingParams
@@ -22,8 +23,9 @@ def sampling_params(message: types_pb2.SamplingParams) -> SamplingParams:
     )
 
 
+@lru_cache(maxsize=256)
 def sampling_message(sampling: SamplingParams) -> types_pb2.SamplingParams:
-    """Returns the parameters as a message."""
+    """Returns the parameters as a message, which is shared: copy it before changing it."""
     scalars: dict[str, Any] = {name: getattr(sampling, name) for name in _SAMPLING_SCALARS}
     return types_pb2.SamplingParams(
         **scalars, stop=sampling.stop, stop_token_ids=sampling.stop_token_ids

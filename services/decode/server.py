@@ -98,7 +98,11 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
 
 
 async def _send_tokens(call: Call, event: TokenEvent) -> None:
-    if event.token_ids:
+    waiting = call.waiting()
+    if waiting is not None and waiting.HasField("tokens"):
+        waiting.tokens.output_ids.extend(event.token_ids)
+        waiting.tokens.logprobs.extend(event.logprobs)
+    elif event.token_ids:
         tokens = decode_link_pb2.DecodeTokens(output_ids=event.token_ids, logprobs=event.logprobs)
         await call.send(decode_link_pb2.DecodeEvent(tokens=tokens))
     if event.finish_reason is not None:

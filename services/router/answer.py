@@ -48,6 +48,7 @@ class Answer:
         self.prefilled: decode_link_pb2.DecodePrefilled | None = None
         self.finish_reason: FinishReason | None = None
         self.kv_bytes = 0
+        self._placement: router_pb2.Placement | None = None
 
     def note_prefilled(self, prefilled: decode_link_pb2.DecodePrefilled) -> None:
         """Takes where the prompt was computed; after a migration the first one counts."""
@@ -144,6 +145,8 @@ class Answer:
     def placement(self) -> router_pb2.Placement:
         """Returns where the request ran; only after it was placed."""
         generation, prefilled = self._generation, self.prefilled
+        if self._placement is not None:
+            return self._placement
         assert generation.decision is not None
         placement = router_pb2.Placement(
             decode_worker_id=generation.decision.decode.worker_id,
@@ -154,4 +157,6 @@ class Answer:
             placement.prefill_worker_id = prefilled.prefill_worker_id
             placement.prefill_mode = prefilled.mode
             placement.prefill_reason = prefilled.reason
+        if self.finish_reason is not None:
+            self._placement = placement
         return placement

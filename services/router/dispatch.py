@@ -92,7 +92,9 @@ class Dispatcher:
 
     def decide(self, generation: Generation, hashes: Sequence[int]) -> Decision:
         """Returns where the generation would go now. Raises UnavailableError (NO_WORKER)."""
-        cached = self._candidates.cached_tokens(hashes)
+        cached = generation.cached
+        if cached is None or generation.failed:
+            cached = self._candidates.cached_tokens(hashes)
         decode = self._candidates.decode(cached, generation.failed)
         if not decode:
             raise _nobody_left(generation)

@@ -125,6 +125,8 @@ def prediction_error(generation: Generation, ttft_s: float | None) -> float | No
 
 def _slim(decision: Decision) -> Decision:
     """Drops what nobody reads: a large fleet has a score for each worker."""
+    if not decision.decode_scores and not decision.prefill_scores:
+        return decision
     return replace(
         decision,
         decode_scores=decision.decode_scores[:_MAX_SCORES],

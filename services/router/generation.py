@@ -1,7 +1,7 @@
 """One generation over all the decode workers that it takes."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from baton.errors import BatonError
@@ -16,7 +16,8 @@ from services.router.policy import Decision, PrefillView
 class Generation:
     """What to generate and how far it got. Times are at the monotonic clock, in seconds.
 
-    `hashes` are those of the prompt's blocks. `tokens` were received, in order, from whichever
+    `hashes` are those of the prompt's blocks, `cached` what workers held of it a moment ago, by
+    incarnation, None where that is too long ago. `tokens` were received, in order, from whichever
     worker; a next worker goes on after them. `failed` are the incarnations that could not go on,
     `lost_workers` of them broken and not just full. `placed_s` is when the first worker was chosen
     and `first_token_s` when a token came back. The targets are the request's own, in seconds.
@@ -30,12 +31,13 @@ class Generation:
     eos_ids: frozenset[int]
     deadline_s: float | None
     traceparent: str
-    hashes: list[int]
+    hashes: Sequence[int]
     tenant: str = ""
     session_id: str = ""
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     prefers_local_prefill: bool = False
+    cached: Mapping[str, int] | None = None
     tokens: list[int] = field(default_factory=list)
     failed: dict[str, BatonError] = field(default_factory=dict)
     lost_workers: int = 0
@@ -64,6 +66,10 @@ class Generation:
         if self.first_token_s is None:
             self.first_token_s = time.monotonic()
         self.tokens.extend(output_ids)
+
+    def forget_content(self) -> None:
+        """Keeps the prompt's length only, of a generation that ended."""
+        self.input_ids, self.hashes = range(len(self.input_ids)), []
 
     def drop_last(self, tokens: int) -> None:
         """Takes back tokens that turned out not to belong to the answer."""

@@ -1,6 +1,7 @@
 """A client's request as the router works with it."""
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from baton.requests import Priority, SamplingParams
@@ -13,7 +14,7 @@ class Prompt:
 
     text: str = ""
     turns: tuple[Turn, ...] = ()
-    input_ids: tuple[int, ...] = ()
+    input_ids: Sequence[int] = ()
 
     @property
     def field(self) -> str:
@@ -48,19 +49,17 @@ def new_request_id() -> str:
     return f"req-{secrets.token_hex(8)}"
 
 
-async def tokenize(incoming: Incoming, model: ServedModel) -> list[int]:
+async def tokenize(incoming: Incoming, model: ServedModel) -> Sequence[int]:
     """Returns the prompt's tokens. Raises InvalidRequestError when the chat template refuses it."""
     prompt = incoming.prompt
     if prompt.turns:
         return await model.encode_chat(prompt.turns)
-    return list(prompt.input_ids) or await model.encode(prompt.text)
+    return prompt.input_ids or await model.encode(prompt.text)
 
 
 def fitted(sampling: SamplingParams, room_tokens: int, vocab_size: int) -> SamplingParams:
     """Returns the parameters capped by the context's room and the vocabulary."""
-    top_k = sampling.top_k
-    return replace(
-        sampling,
-        max_tokens=min(sampling.max_tokens, room_tokens),
-        top_k=None if top_k is not None and top_k >= vocab_size else top_k,
-    )
+    top_k = None if (sampling.top_k or 0) >= vocab_size else sampling.top_k
+    if sampling.max_tokens <= room_tokens and top_k == sampling.top_k:
+        return sampling
+    return replace(sampling, max_tokens=min(sampling.max_tokens, room_tokens), top_k=top_k)

@@ -87,7 +87,6 @@ class RouterMetrics:
 
     def _finish(self, record: RequestRecord) -> None:
         duration_s = self._clock() - record.arrived_s
-        slo_outcome = self._book.ended(record)
         common = self._common(record.operation)
         outcome = (
             {**common, names.ATTR_ERROR_TYPE: record.error_type} if record.error_type else common
@@ -101,12 +100,6 @@ class RouterMetrics:
                 names.ATTR_ADMISSION_VERDICT: record.verdict,
             },
         )
-        if slo_outcome:
-            outcome_of_slo = {
-                names.ATTR_PRIORITY: record.priority_name,
-                names.ATTR_SLO_OUTCOME: slo_outcome,
-            }
-            self._slo_requests.add(1, outcome_of_slo)
         if record.generation is not None and record.generation.migrations:
             self._migrations.add(record.generation.migrations, common)
         if record.answer is not None:
@@ -117,6 +110,12 @@ class RouterMetrics:
                 self._tpot.record(record.figures.tpot_s, common, record.exemplar)
         self._explain(record, common)
         self._log(record, duration_s)
+        if slo_outcome := self._book.ended(record):
+            outcome_of_slo = {
+                names.ATTR_PRIORITY: record.priority_name,
+                names.ATTR_SLO_OUTCOME: slo_outcome,
+            }
+            self._slo_requests.add(1, outcome_of_slo)
 
     def _explain(self, record: RequestRecord, common: dict[str, str]) -> None:
         generation = record.generation
@@ -164,6 +163,8 @@ class RouterMetrics:
     def _log(self, record: RequestRecord, duration_s: float) -> None:
         generation, figures = record.generation, record.figures
         decision = generation.decision if generation else None
+        if not logger.isEnabledFor(logging.INFO):
+            return
         logger.info(
             "request %s request_id=%s priority=%s admission=%s prompt_tokens=%d tokens=%d "
             "cached_tokens=%d decode=%s migrations=%d ttft_s=%.4f duration_s=%.4f",

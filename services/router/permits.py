@@ -24,6 +24,7 @@ ANSWER_TIMEOUT_S = 2.0
 """Admission answers at once, if only that the request waits; a silent one is taken for dead."""
 
 FAIL_OPEN = "fail_open"
+QUEUED = "queued"
 NO_ADMISSION = "NO_ADMISSION"
 NO_ADMISSION_RETRY_S = 1.0
 
@@ -151,7 +152,7 @@ async def _granted(call: AdmissionCall) -> HeldPermit:
         raise UnavailableError("admission does not answer", reason="PEER_SILENT") from None
     verdict = "granted"
     while event is not None and event.WhichOneof("event") == "queued":
-        verdict = "queued"
+        verdict = QUEUED
         event = await anext(call, None)
     if event is None:
         raise UnavailableError("admission ended the request", reason="PEER_LOST")

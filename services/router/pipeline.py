@@ -19,7 +19,7 @@ from services.router.incoming import Incoming, fitted, tokenize
 from services.router.metrics import RouterMetrics, mode_name
 from services.router.model import ServedModel
 from services.router.outlet import Outlet
-from services.router.permits import HeldPermit, PermitClient, PermitNeed
+from services.router.permits import QUEUED, HeldPermit, PermitClient, PermitNeed
 from services.router.requests import RequestRecord
 from services.router.validation import check_request, check_tokens
 
@@ -76,6 +76,8 @@ class Pipeline:
                 self._need(incoming, generation), deadline_s, generation.traceparent
             ) as permit:
                 record.verdict = permit.verdict
+                if permit.verdict == QUEUED:
+                    generation.cached = None  # caches have changed meanwhile
                 span.set_attribute(names.ATTR_ADMISSION_VERDICT, permit.verdict)
                 measured_s = {
                     "tokenize": tokenized_s - record.arrived_s,
@@ -107,7 +109,7 @@ class Pipeline:
         room = context_length - len(input_ids)
         return Generation(
             request_id=incoming.request_id,
-            input_ids=tuple(input_ids),
+            input_ids=input_ids,
             sampling=fitted(incoming.sampling, room, self._model.vocab_size),
             priority=incoming.priority,
             cache_salt=incoming.cache_salt,
@@ -122,7 +124,7 @@ class Pipeline:
         )
 
     def _need(self, incoming: Incoming, generation: Generation) -> PermitNeed:
-        cached = self._candidates.cached_tokens(generation.hashes)
+        cached = generation.cached = self._candidates.cached_tokens(generation.hashes)
         prompt_tokens = len(generation.input_ids)
         return PermitNeed(
             request_id=incoming.request_id,

@@ -10,7 +10,7 @@ never a wrong answer.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from baton.latency import CostModel
 
@@ -104,8 +104,7 @@ class Score:
         return self.prefix - self.queue - self.load
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
+class Terms(NamedTuple):
     """What a placement is predicted to take, in seconds; the first four make the TTFT.
 
     `interference_s` is the price of what a local prefill does to the streams running there.
@@ -124,8 +123,7 @@ class Terms:
         return self.wait_s + self.prefill_s + self.transfer_s + self.admit_s
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One placement that was considered; without `prefill` the decode worker computes itself.
 
     `cost_s` is what placements are compared by: TTFT, priced TPOT and priced interference.

@@ -75,7 +75,7 @@ class RequestBook:
     def __init__(self, targets: Targets, limit: int = MAX_ENDED) -> None:
         self.targets = targets
         self._running: dict[int, RequestRecord] = {}
-        self._ended: deque[router_pb2.RequestSummary] = deque(maxlen=limit)
+        self._ended: deque[tuple[RequestRecord, str]] = deque(maxlen=limit)
         self._offered: dict[Priority, int] = {}
         self._met: dict[Priority, int] = {}
 
@@ -87,7 +87,9 @@ class RequestBook:
         """Takes its end. Returns the outcome against its targets; empty for a client's own end."""
         self._running.pop(id(record), None)
         outcome = "" if record.error_type == CANCELLED else self.targets.outcome(record)
-        self._ended.appendleft(summary(record, outcome))
+        if record.generation is not None:
+            record.generation.forget_content()
+        self._ended.appendleft((record, outcome))
         priority = record.priority or Priority.NORMAL
         if outcome:
             self._offered[priority] = self._offered.get(priority, 0) + 1
@@ -104,7 +106,8 @@ class RequestBook:
         """Yields running requests, then ended ones, both newest first."""
         running = list(self._running.values())[::-1][:limit]
         yield from (summary(record, None) for record in running)
-        yield from itertools.islice(self._ended, limit - len(running))
+        ended = itertools.islice(self._ended, limit - len(running))
+        yield from (summary(record, outcome) for record, outcome in ended)
 
     def attainment(self) -> list[router_pb2.AttainmentCount]:
         """Returns the counts by priority since the start."""

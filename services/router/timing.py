@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from baton.rpc.status import duration
+from google.protobuf.duration_pb2 import Duration
+
 from baton.v1 import types_pb2
 
 MEASURED_PARTS = (
@@ -42,10 +43,16 @@ def breakdown(
     parts_ns: Mapping[str, int], tpot: float | None, total_s: float
 ) -> types_pb2.TimingBreakdown:
     """Returns the message; `total_s` is the whole request."""
-    message = types_pb2.TimingBreakdown(total=duration(total_s))
+    message = types_pb2.TimingBreakdown()
     for name, part_ns in parts_ns.items():
-        getattr(message, name).FromNanoseconds(part_ns)
-    message.ttft.FromNanoseconds(sum(parts_ns.values()))
+        _set(getattr(message, name), part_ns)
+    _set(message.ttft, sum(parts_ns.values()))
+    _set(message.total, round(total_s * 1e9))
     if tpot is not None:
-        message.tpot.CopyFrom(duration(tpot))
+        _set(message.tpot, round(tpot * 1e9))
     return message
+
+
+def _set(duration: Duration, nanoseconds: int) -> None:
+    """Sets a duration that is not negative; `FromNanoseconds` takes several times as long."""
+    duration.seconds, duration.nanos = divmod(nanoseconds, 1_000_000_000)

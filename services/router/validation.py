@@ -1,6 +1,8 @@
 """What the router refuses at the door, with the field at fault and what to do about it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import starmap
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,6 +18,7 @@ MAX_STOP_TOKEN_IDS = 64
 MAX_TEMPERATURE = 2.0
 ROLES = ("system", "user", "assistant")
 
+_NAMES = ("request_id", "tenant", "session_id", "cache_salt")
 _MAX_DURATION_S = 315_576_000_000
 _NANOS = 1_000_000_000
 
@@ -30,16 +33,16 @@ def check_request(message: router_pb2.GenerateRequest, model: ServedModel) -> In
             f"model {message.model!r} is not served here; use {model.name!r} or leave it empty",
             field="model",
         )
-    names = ("request_id", "tenant", "session_id", "cache_salt")
-    for name in names:
-        _check_name(name, getattr(message, name))
+    for name in _NAMES:
+        if value := getattr(message, name):
+            _check_name(name, value)
     return Incoming(
         request_id=message.request_id or new_request_id(),
         prompt=_prompt(message),
-        sampling=_sampling(message.sampling_params, model.vocab_size),
+        sampling=_sampling(message.sampling_params.SerializeToString(), model.vocab_size),
         priority=_priority(message.priority),
-        ttft_slo_s=_target(message.slo, "ttft"),
-        tpot_slo_s=_target(message.slo, "tpot"),
+        ttft_slo_s=_target(message.slo, "ttft") if message.HasField("slo") else None,
+        tpot_slo_s=_target(message.slo, "tpot") if message.HasField("slo") else None,
         tenant=message.tenant,
         session_id=message.session_id,
         cache_salt=message.cache_salt,
@@ -68,26 +71,21 @@ def check_tokens(
 
 
 def _prompt(message: router_pb2.GenerateRequest) -> Prompt:
-    given = [
-        name
-        for name, is_given in (
-            ("text", message.HasField("text")),
-            ("messages", bool(message.messages)),
-            ("input_ids", bool(message.input_ids)),
-        )
-        if is_given
-    ]
+    has_text, has_turns = message.HasField("text"), bool(message.messages)
+    if message.input_ids and not (has_text or has_turns):
+        return Prompt(input_ids=message.input_ids)
+    forms = (("text", has_text), ("messages", has_turns), ("input_ids", bool(message.input_ids)))
+    given = [name for name, is_given in forms if is_given]
     if len(given) > 1:
         raise InvalidRequestError(
             f"{' and '.join(given)} are given; send exactly one of text, messages and input_ids",
             field=given[1],
         )
-    if not given or (message.HasField("text") and not message.text):
+    if not given or (has_text and not message.text):
         raise InvalidRequestError(
             "the prompt is empty; send one of text, messages and input_ids", field="text"
         )
-    turns = tuple(_turn(at, turn) for at, turn in enumerate(message.messages))
-    return Prompt(message.text, turns, tuple(message.input_ids))
+    return Prompt(message.text, tuple(starmap(_turn, enumerate(message.messages))))
 
 
 def _turn(at: int, turn: router_pb2.ChatMessage) -> Turn:
@@ -134,7 +132,10 @@ def _target(slo: router_pb2.Slo, name: str) -> float | None:
     return seconds
 
 
-def _sampling(message: types_pb2.SamplingParams, vocab_size: int) -> SamplingParams:
+@lru_cache(maxsize=1024)
+def _sampling(encoded: bytes, vocab_size: int) -> SamplingParams:
+    """Checks parameters once: clients mostly send the same ones again and again."""
+    message = types_pb2.SamplingParams.FromString(encoded)
     default = SamplingParams()
     params = SamplingParams(
         max_tokens=message.max_tokens if message.HasField("max_tokens") else default.max_tokens,

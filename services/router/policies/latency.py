@@ -14,7 +14,7 @@ made of the best few of both: the work grows with the sum of the pools, not with
 """
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
@@ -90,18 +90,18 @@ class LatencyPolicy:
         decode: Sequence[DecodeView],
     ) -> Decision:
         """See RoutingPolicy."""
-        ranked = rank_prefills(request, usable(prefill))
-        fastest_s = min(ranked, key=itemgetter(0))[0] if ranked else 0.0
-        prefills = self._shortlist(ranked, request, TIE * fastest_s)
-        decodes = self._decodes(request, usable(decode), TIE * fastest_s, bool(prefills))
-        options = [
-            option for view in decodes for option in self._options_on(request, view, prefills)
-        ]
+        fronts = self._fronts(request, usable(prefill))
+        decodes = self._decodes(
+            request, usable(decode), TIE * fronts.fastest_s, has_prefill=bool(fronts.all)
+        )
+        options: list[Option] = []
+        for view in decodes:
+            options += self._options_on(request, view, fronts)
         options.sort(key=_cost)
         chosen = self._pick(request, options)
         return Decision(
             decode=chosen.decode,
-            prefill_candidates=self._candidates(request, chosen, prefills),
+            prefill_candidates=self._candidates(request, chosen, fronts.all, options),
             policy=self.name,
             options=_kept(options, chosen),
             chosen=chosen,
@@ -123,11 +123,28 @@ class LatencyPolicy:
         if prefill is None:
             terms = self._local(request, decode)
             return Option(decode, None, terms, self._cost_s(terms))
-        (option,) = self._remotes_on(request, decode, [prefill])
+        front = _Front(prefill, wait_s(prefill), prefill_s(request.prompt_tokens, prefill))
+        (option,) = self._remotes_on(request, decode, [front])
         return option
 
     def _cost_s(self, terms: Terms) -> float:
         return terms.ttft_s + self._settings.tpot_price * terms.tpot_s + terms.interference_s
+
+    def _fronts(self, request: RouteRequest, views: Sequence[PrefillView]) -> "_Fronts":
+        """Returns the prefill workers worth pairing, cheapest first."""
+        fastest_s = 0.0
+        if len(views) > SHORTLIST:
+            ranked = rank_prefills(request, views)
+            fastest_s = min(ranked, key=itemgetter(0))[0]
+            views = self._shortlist(ranked, request, TIE * fastest_s)
+        prompt, limit = request.prompt_tokens, self._settings.prefill_queue_max
+        fronts = [_Front(view, wait_s(view), prefill_s(prompt, view)) for view in views]
+        fronts.sort(key=_front_s)
+        if fronts and not fastest_s:
+            fastest_s = _front_s(fronts[0])
+        takers = [front for front in fronts if front.view.queue_length < limit]
+        are_measured = any(front.view.costs.knows_prefill for front in takers)
+        return _Fronts(fronts, takers, fastest_s, are_measured)
 
     def _local(self, request: RouteRequest, decode: DecodeView) -> Terms:
         settings, costs = self._settings, decode.costs
@@ -154,6 +171,7 @@ class LatencyPolicy:
         request: RouteRequest,
         views: Sequence[DecodeView],
         tie_s: float,
+        *,
         has_prefill: bool,
     ) -> Sequence[DecodeView]:
         """Returns those worth pairing: best to receive, best to compute, and the session's."""
@@ -170,8 +188,6 @@ class LatencyPolicy:
         self, ranked: "list[Ranked[View]]", request: RouteRequest, tie_s: float
     ) -> "list[View]":
         """Returns the cheapest few, near ties at random; with targets also the fullest that fit."""
-        if len(ranked) <= SHORTLIST:
-            return [view for _, view in sorted(ranked, key=itemgetter(0))]
         limit_s = tie_s + min(ranked, key=itemgetter(0))[0]
         near = [entry for entry in ranked if entry[0] <= limit_s]
         if len(near) > SHORTLIST:
@@ -184,49 +200,46 @@ class LatencyPolicy:
         return list({view.worker_id: view for _, view in best}.values())
 
     def _options_on(
-        self, request: RouteRequest, decode: DecodeView, prefills: Sequence[PrefillView]
-    ) -> Iterable[Option]:
-        """Yields what the decode worker may do; where it is not measured, what it will do."""
+        self, request: RouteRequest, decode: DecodeView, fronts: "_Fronts"
+    ) -> list[Option]:
+        """Returns what the decode worker may do; where it is not measured, what it will do."""
         if not (decode.prefills_locally and decode.takes_prefilled):
-            yield from self._only_options_on(request, decode, prefills)
-            return
-        settings = self._settings
+            return self._only_options_on(request, decode, fronts)
         missing = request.prompt_tokens - decode.cached_tokens
-        takers = [p for p in prefills if p.queue_length < settings.prefill_queue_max]
-        has_choice = decode.costs.knows_prefill and any(p.costs.knows_prefill for p in takers)
-        is_remote = bool(takers) and missing > settings.offload_above_tokens
-        if has_choice or not is_remote:
-            yield self.evaluate(request, None, decode)
-        if has_choice or is_remote:
-            yield from self._remotes_on(request, decode, takers)
+        has_choice = fronts.are_measured and decode.costs.knows_prefill
+        is_remote = bool(fronts.takers) and missing > self._settings.offload_above_tokens
+        if has_choice:
+            options = self._remotes_on(request, decode, fronts.takers)
+            options.append(self.evaluate(request, None, decode))
+            return options
+        if is_remote:
+            return self._remotes_on(request, decode, fronts.takers)
+        return [self.evaluate(request, None, decode)]
 
     def _only_options_on(
-        self, request: RouteRequest, decode: DecodeView, prefills: Sequence[PrefillView]
-    ) -> Iterable[Option]:
-        """Yields the one way of an engine that has no choice; without prefill workers it fails."""
-        if decode.takes_prefilled and prefills:
-            has_room = self._settings.prefill_queue_max
-            takers = [p for p in prefills if p.queue_length < has_room]
-            yield from self._remotes_on(request, decode, takers or prefills)
-        else:
-            yield self.evaluate(request, None, decode)
+        self, request: RouteRequest, decode: DecodeView, fronts: "_Fronts"
+    ) -> list[Option]:
+        """Returns the one way of an engine that has no choice; without prefill workers it fails."""
+        if decode.takes_prefilled and fronts.all:
+            return self._remotes_on(request, decode, fronts.takers or fronts.all)
+        return [self.evaluate(request, None, decode)]
 
     def _remotes_on(
-        self, request: RouteRequest, decode: DecodeView, prefills: Sequence[PrefillView]
-    ) -> Iterable[Option]:
-        """Yields the pairs of one decode worker; what depends on it alone is predicted once."""
+        self, request: RouteRequest, decode: DecodeView, fronts: "Sequence[_Front]"
+    ) -> list[Option]:
+        """Returns the pairs of one decode worker; what depends on it alone is predicted once."""
         admitted_s = admit_s(request, decode, is_local=False)
         token_s = tpot_s(request, decode)
-        kv_bytes = max(0, request.prompt_tokens - decode.cached_tokens) * request.kv_bytes_per_token
-        for prefill in prefills:
-            terms = Terms(
-                wait_s=wait_s(prefill),
-                prefill_s=prefill_s(request.prompt_tokens, prefill),
-                transfer_s=decode.costs.transfer_s(prefill.worker_id, kv_bytes),
-                admit_s=admitted_s,
-                tpot_s=token_s,
-            )
-            yield Option(decode, prefill, terms, self._cost_s(terms))
+        back_s = admitted_s + self._settings.tpot_price * token_s
+        kv_bytes = _missing_bytes(request, decode)
+        move_s = decode.costs.transfer_s
+        options = []
+        for prefill, ahead_s, compute_s in fronts:
+            moved_s = move_s(prefill.worker_id, kv_bytes)
+            terms = Terms(ahead_s, compute_s, moved_s, admitted_s, token_s)
+            cost_s = ahead_s + compute_s + moved_s + back_s
+            options.append(Option(decode, prefill, terms, cost_s))
+        return options
 
     def _pick(self, request: RouteRequest, options: Sequence[Option]) -> Option:
         own = [o for o in options if o.decode.worker_id == request.preferred_decode]
@@ -247,18 +260,60 @@ class LatencyPolicy:
         return self._rng.choice([o for o in options if o.cost_s <= limit_s])
 
     def _candidates(
-        self, request: RouteRequest, chosen: Option, prefills: Sequence[PrefillView]
+        self,
+        request: RouteRequest,
+        chosen: Option,
+        fronts: "Sequence[_Front]",
+        options: Sequence[Option],
     ) -> tuple[PrefillView, ...]:
         """Returns the prefill workers for the chosen decode worker, the chosen one first."""
-        first = chosen.prefill
-        rest = [view for view in prefills if view is not first]
-        ranked = sorted(self._remotes_on(request, chosen.decode, rest), key=_cost)
-        views = [option.prefill for option in ranked if option.prefill is not None]
-        return tuple([first, *views] if first is not None else views)[:MAX_PREFILL_CANDIDATES]
+        first, decode = chosen.prefill, chosen.decode
+        views = [first] if first is not None else []
+        for option in options:
+            view = option.prefill
+            if option.decode is decode and view is not None and view is not first:
+                views.append(view)
+        if len(views) < min(len(fronts), MAX_PREFILL_CANDIDATES):
+            # Those that were no option, such as the ones whose queue is full, come last.
+            known = {view.worker_id for view in views}
+            rest = [front for front in fronts if front.view.worker_id not in known]
+            kv_bytes = _missing_bytes(request, decode)
+            move_s = decode.costs.transfer_s
+            rest.sort(key=lambda it: it.wait_s + it.prefill_s + move_s(it.view.worker_id, kv_bytes))
+            views += [front.view for front in rest]
+        return tuple(views[:MAX_PREFILL_CANDIDATES])
+
+
+class _Front(NamedTuple):
+    """A prefill worker with what does not depend on who decodes."""
+
+    view: PrefillView
+    wait_s: float
+    prefill_s: float
+
+
+def _front_s(front: _Front) -> float:
+    return front.wait_s + front.prefill_s
+
+
+class _Fronts(NamedTuple):
+    """The prefill workers worth pairing, those that take prompts, what the fastest of
+    the whole pool takes, and whether one of them is measured."""
+
+    all: Sequence[_Front]
+    takers: Sequence[_Front]
+    fastest_s: float
+    are_measured: bool
+
+
+def _missing_bytes(request: RouteRequest, decode: DecodeView) -> int:
+    return max(0, request.prompt_tokens - decode.cached_tokens) * request.kv_bytes_per_token
 
 
 def wait_s(view: PrefillView | DecodeView) -> float:
     """Returns how long the prompts ahead of a new one take on a worker."""
+    if not (view.queue_length or view.queued_tokens):
+        return 0.0
     return view.costs.queue_s(view.queue_length, view.queued_tokens)
 
 

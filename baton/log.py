@@ -1,0 +1,74 @@
+"""Logging of a service process: one line per event on stderr, in few writes.
+
+A router writes a line per request. Looking up the caller, the thread and the process for each,
+formatting the same second again and a write of its own cost as much as placing the request did.
+"""
+
+import logging
+import sys
+import threading
+import time
+
+FLUSH_EVERY_S = 0.2
+_BUFFERED_CHARACTERS = 1 << 16
+
+
+def start_logging() -> None:
+    """Logs to stderr from here on. Lines below WARNING may come FLUSH_EVERY_S late."""
+    logging.logThreads = False
+    logging.logProcesses = False
+    logging.logMultiprocessing = False
+    logging._srcfile = None  # how the library says to skip the caller
+    handler = BatchingHandler()
+    handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+
+
+class LineFormatter(logging.Formatter):
+    """Formats the second of a line's time only once."""
+
+    _second = -1
+    _text = ""
+
+    def formatTime(  # noqa: N802 - the library's name
+        self, record: logging.LogRecord, datefmt: str | None = None
+    ) -> str:
+        """Returns the time to the millisecond."""
+        second = int(record.created)
+        if second != self._second:
+            self._text = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+            self._second = second
+        return f"{self._text},{int(record.msecs):03d}"
+
+
+class BatchingHandler(logging.Handler):
+    """Writes lines together, at once from WARNING on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: list[str] = []
+        self._size = 0
+        self._timer: threading.Timer | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Takes one line."""
+        line = self.format(record) + "\n"
+        self._lines.append(line)
+        self._size += len(line)
+        if record.levelno >= logging.WARNING or self._size > _BUFFERED_CHARACTERS:
+            self.flush()
+        elif self._timer is None:
+            self._timer = threading.Timer(FLUSH_EVERY_S, self.flush)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def flush(self) -> None:
+        """Writes what is there; the library calls it at exit too."""
+        with self.lock or threading.RLock():
+            lines, self._lines, self._size = self._lines, [], 0
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+        if lines:
+            sys.stderr.write("".join(lines))
+            sys.stderr.flush()
