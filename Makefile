@@ -82,6 +82,14 @@ fleet: setup ## Run N simulated workers (N=256) until Ctrl-C
 bench-router: setup ## The router, beside sglang-router where SGLANG_ROUTER_PYTHON has it
 	@$(BIN)/python -m bench.router $(ARGS)
 
+.PHONY: bench-policies
+bench-policies: setup ## Routing policies on the conversation trace, in a mesh of simulated workers
+	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.policies $(ARGS)
+
+.PHONY: bench-routers
+bench-routers: setup ## Several routers as one, leaks after cancels, Redis away and empty
+	@$(BIN)/python -m bench.routers $(ARGS)
+
 .PHONY: bench-index
 bench-index: setup ## The prefix index, beside Dynamo's where DYNAMO_PYTHON has it
 	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.index $(ARGS)

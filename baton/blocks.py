@@ -20,7 +20,7 @@ _PARENT = struct.Struct("<Q")
 
 def token_bytes(input_ids: Sequence[int]) -> bytes:
     """Returns the token ids as little-endian u32."""
-    ids = array("I", input_ids)
+    ids = input_ids if isinstance(input_ids, array) else array("I", input_ids)
     assert ids.itemsize == 4
     return ids.tobytes()
 
@@ -37,12 +37,17 @@ def chain_hash(parent: int, block: bytes) -> int:
 
 def block_hashes(input_ids: Sequence[int], block_size: int, root: int) -> list[int]:
     """Returns the chained hash of each full block of `input_ids`; a partial tail has none."""
-    data = token_bytes(input_ids)
+    return packed_block_hashes(token_bytes(input_ids), block_size, root)
+
+
+def packed_block_hashes(data: bytes, block_size: int, root: int) -> list[int]:
+    """Returns what `block_hashes` does, for token ids that are little-endian u32 already."""
     step = 4 * block_size
+    pack, digest = _PARENT.pack, xxhash.xxh3_64_intdigest
     hashes: list[int] = []
     parent = root
     for start in range(0, len(data) - step + 1, step):
-        parent = chain_hash(parent, data[start : start + step])
+        parent = digest(pack(parent) + data[start : start + step])
         hashes.append(parent)
     return hashes
 

@@ -53,6 +53,7 @@ class ProcessOptions:
     port: int | None
     name: str
     advertise: str
+    shares_port: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def run_process(
             port=default_port if options.port is None else options.port,
             name=options.name,
             advertise=options.advertise,
+            shares_port=options.shares_port,
         )
         _quieten_collector()
         uvloop.run(_run(service, config, listening, serve))

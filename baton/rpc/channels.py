@@ -24,7 +24,6 @@ _COMMON: Sequence[tuple[str, int]] = (
 
 SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     *_COMMON,
-    ("grpc.so_reuseport", 0),  # a taken port is an error, not a silent share
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
 )

@@ -32,12 +32,16 @@ EVERYWHERE = frozenset({"", "0.0.0.0", "::", "[::]"})  # noqa: S104  # named to 
 
 @dataclass(frozen=True, slots=True)
 class Listening:
-    """Where a process listens and how others find it; empty fields take what the host offers."""
+    """Where a process listens and how others find it; empty fields take what the host offers.
+
+    With `shares_port` the system spreads new connections over all processes that listen there.
+    """
 
     host: str
     port: int
     name: str = ""
     advertise: str = ""
+    shares_port: bool = False
 
 
 class ServiceServer:
@@ -48,11 +52,19 @@ class ServiceServer:
     """
 
     def __init__(
-        self, host: str, port: int, services: Sequence[str], *, admits_strangers: bool = False
+        self,
+        host: str,
+        port: int,
+        services: Sequence[str],
+        *,
+        admits_strangers: bool = False,
+        shares_port: bool = False,
     ) -> None:
         self.host = host
         self.port = port
-        self.grpc = grpc.aio.server(options=list(SERVER_OPTIONS))
+        # Unless told so, a taken port is an error and no silent share.
+        options = [*SERVER_OPTIONS, ("grpc.so_reuseport", int(shares_port))]
+        self.grpc = grpc.aio.server(options=options)
         self._services = services
         self._admits_strangers = admits_strangers
         self._health = health_aio.HealthServicer()

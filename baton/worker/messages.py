@@ -4,6 +4,7 @@ from baton.engine.rooms import Room
 from baton.errors import InvalidRequestError
 from baton.kv.transfer import KvDestination, KvReceipt
 from baton.requests import EngineRequest, Priority
+from baton.rpc.packed import take_ids
 from baton.rpc.sampling import sampling_message, sampling_params
 from baton.v1 import decode_link_pb2, prefill_link_pb2, types_pb2
 
@@ -14,7 +15,7 @@ def engine_request(start: Start, traceparent: str = "") -> EngineRequest:
     """Returns the request in a start frame. Raises InvalidRequestError for a bad priority."""
     return EngineRequest(
         request_id=start.request_id,
-        input_ids=tuple(start.input_ids),
+        input_ids=tuple(take_ids(start, "input_ids")),
         sampling=sampling_params(start.sampling_params),
         priority=_priority(start.priority),
         cache_salt=start.cache_salt,

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -111,7 +112,13 @@ async def running_router(
     pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
     telemetry.gauge(WORKERS, lambda: worker_states(fleet))
     telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
-    server = ServiceServer(listening.host, listening.port, [SERVICE], admits_strangers=True)
+    server = ServiceServer(
+        listening.host,
+        listening.port,
+        [SERVICE],
+        admits_strangers=True,
+        shares_port=listening.shares_port,
+    )
     servicer = RouterServer(
         pipeline, fleet, candidates, model, metrics, explanations, pace, book, access or Access()
     )
@@ -153,8 +160,11 @@ async def _close_idle(links: "LinkPool[Any, Any]") -> None:
 
 
 def _record(listening: Listening, address: str, model: str) -> WorkerRecord:
+    made_up = f"router-{socket.gethostname()}-{address.rpartition(':')[2]}"
+    if listening.shares_port:
+        made_up += f"-{os.getpid()}"
     return WorkerRecord(
-        worker_id=listening.name or f"router-{socket.gethostname()}-{address.rpartition(':')[2]}",
+        worker_id=listening.name or made_up,
         incarnation=new_incarnation(),
         role=WorkerRole.ROUTER,
         address=address,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from baton.errors import BatonError
 from baton.requests import FinishReason, Priority, SamplingParams
+from baton.rpc.packed import put_ids
 from baton.rpc.sampling import sampling_message
 from baton.v1 import decode_link_pb2, types_pb2
 from services.router.policies.latency import prefill_s, wait_s
@@ -94,9 +95,8 @@ class Generation:
         left = self.sampling
         if self.tokens:
             left = replace(left, max_tokens=left.max_tokens - len(self.tokens))
-        return decode_link_pb2.DecodeStart(
+        start = decode_link_pb2.DecodeStart(
             request_id=self.request_id,
-            input_ids=self.context_ids,
             sampling_params=sampling_message(left),
             priority=types_pb2.Priority.ValueType(self.priority),
             cache_salt=self.cache_salt,
@@ -116,6 +116,8 @@ class Generation:
                 for view in decision.holders
             ],
         )
+        put_ids(start, decode_link_pb2.DecodeStart.INPUT_IDS_FIELD_NUMBER, self.context_ids)
+        return start
 
 
 def _candidate(

@@ -39,9 +39,12 @@ def serve(
         Path | None,
         typer.Option("--keys", metavar="FILE", help="Key file of `baton key`; none admits all."),
     ] = None,
+    share_port: Annotated[
+        bool, typer.Option("--share-port", help="Let several routers listen on this port.")
+    ] = False,
 ) -> None:
     """Accept requests, place them on workers and stream the answers until told to stop."""
-    options = ProcessOptions(config, host, port, name, advertise)
+    options = ProcessOptions(config, host, port, name, advertise, share_port)
     run_process("router", options, partial(_serve, keys), ROUTER_PORT)
 
 

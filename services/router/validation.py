@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from baton.errors import InvalidRequestError, UnknownModelError
 from baton.requests import Priority, SamplingParams
+from baton.rpc.packed import take_ids
 from baton.v1 import router_pb2, types_pb2
 from services.router.incoming import Incoming, Prompt, new_request_id
 from services.router.model import ServedModel, Turn
@@ -73,7 +74,7 @@ def check_tokens(
 def _prompt(message: router_pb2.GenerateRequest) -> Prompt:
     has_text, has_turns = message.HasField("text"), bool(message.messages)
     if message.input_ids and not (has_text or has_turns):
-        return Prompt(input_ids=message.input_ids)
+        return Prompt(input_ids=take_ids(message, "input_ids"))
     forms = (("text", has_text), ("messages", has_turns), ("input_ids", bool(message.input_ids)))
     given = [name for name, is_given in forms if is_given]
     if len(given) > 1:

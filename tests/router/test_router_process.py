@@ -9,6 +9,14 @@ from asyncio.subprocess import PIPE, Process
 
 import pytest
 
+from baton.config import Config
+from baton.errors import StartupError
+from baton.rpc.server import Listening
+from services.router.app import running_router
+from tests.support.control_plane import control_plane
+from tests.support.mesh import greedy
+from tests.support.waiting import eventually
+
 SERVICES = ["services.router.main", "services.admission.main"]
 
 
@@ -61,3 +69,25 @@ async def test_signal_ends_it_well(module: str, redis_url: str) -> None:
         process.send_signal(signal.SIGTERM)
         await process.communicate()
     assert process.returncode == 0
+
+
+async def test_routers_share_a_port_only_when_told_to(redis_url: str) -> None:
+    async with control_plane(redis_url) as plane:
+        worker = await plane.decode("decode-0")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        both = [Listening("127.0.0.1", port, f"router-{n}", shares_port=True) for n in (0, 1)]
+        for listening in both:
+            app = running_router(Config(), listening, plane.model, plane.redis, plane.telemetry)
+            router = await plane.stack.enter_async_context(app)
+        await eventually(lambda: bool(router.fleet.worker("decode-0")))
+        for _ in range(8):  # each client has a connection of its own
+            client = await plane.client(router)
+            answer = await client.generate(input_ids=[5], sampling_params=greedy(3))
+            assert len(answer.output_ids) == 3
+        assert len(worker.calls) == 8
+        alone = Listening("127.0.0.1", port, "router-alone")
+        app = running_router(Config(), alone, plane.model, plane.redis, plane.telemetry)
+        with pytest.raises(StartupError, match="port"):
+            await plane.stack.enter_async_context(app)
