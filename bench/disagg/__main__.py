@@ -34,6 +34,7 @@ def main() -> None:
         seconds=options.seconds,
         budgets=tuple(_budget(word) for word in options.budgets.split(",")),
         policy=options.policy,
+        stretch=options.stretch,
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model or Path(scratch) / "model"
@@ -57,6 +58,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=24.0, help="Of each offered load.")
     parser.add_argument("--budgets", default="auto,32,128", help="Chunk sizes of the baseline.")
     parser.add_argument("--policy", default="latency", help="split_policy.policy of both arms.")
+    parser.add_argument("--stretch", type=float, default=1.0, help="Factor of prompt lengths.")
     parser.add_argument("--state", type=Path, default=Path(".baton/bench-disagg.json"))
     parser.add_argument("--resume", action="store_true", help="Keep what --state holds.")
     parser.add_argument("--record", action="store_true")

@@ -1,5 +1,6 @@
 """Measures one part of the comparison after the other and keeps each."""
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,7 +28,7 @@ _BUSY = 0.75
 _CALM = 0.35
 """Share of what the decode worker can do that the streams beside them take."""
 _WARM_S = 5.0
-_REQUESTS = 32
+_REQUESTS = 16
 """Of the comparison of engines."""
 
 
@@ -41,6 +42,7 @@ class Settings:
     seconds: float
     budgets: tuple[int | None, ...]
     policy: str
+    stretch: float = 1.0
 
 
 class Bench:
@@ -60,12 +62,13 @@ class Bench:
             self._model.mkdir(parents=True, exist_ok=True)
             s = self._settings
             save_model(self._model, s.size, s.device, str(self._dtype()).removeprefix("torch."))
+            _give_memory_back()
         if part == "engine" or not self._state.has("pace"):
             await self._engine()
         if part == "interference":
             await self._interference()
         elif part != "engine":
-            await self._compare(WORKLOADS[part])
+            await self._compare(self._work(part))
 
     @property
     def pace(self) -> Pace:
@@ -74,7 +77,7 @@ class Bench:
 
     async def _engine(self) -> None:
         """Measures the pace on the cores of one worker, and both engines on all cores."""
-        if self._state.has("pace"):
+        if self._state.has("engine"):
             return
         s = self._settings
         torch.set_num_threads(1)
@@ -82,17 +85,19 @@ class Bench:
         await plain.start(engine)
         try:
             pace = await plain.measure_pace(engine, 512)
-            torch.set_num_threads(os.cpu_count() or 1)
-            work = WORKLOADS["mixed"]
-            requests = arrivals(work.shapes, 1.0, 4.0 * _REQUESTS, seed=1)[:_REQUESTS]
+            report.note(str(pace))
+            self._state.put("pace", asdict(pace))
+            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            requests = arrivals(self._work("mixed").shapes, 1.0, 4.0 * _REQUESTS, 1)[:_REQUESTS]
             ours = await plain.engine_tokens_per_s(engine, requests)
         finally:
             await engine.stop()
         del engine
+        _give_memory_back()
         theirs = plain.plain_tokens_per_s(self._model, requests, s.device, self._dtype())
-        report.note(f"pace {pace}; engine {ours:.0f}, transformers {theirs:.0f} tokens/s")
+        _give_memory_back()
+        report.note(f"engine {ours:.0f}, transformers {theirs:.0f} tokens/s")
         self._state.put("engine", {"engine_tokens_per_s": ours, "plain_tokens_per_s": theirs})
-        self._state.put("pace", asdict(pace))
 
     async def _compare(self, work: Workload) -> None:
         """Runs both arms at every load. The baseline's chunk size is chosen at the highest."""
@@ -139,13 +144,14 @@ class Bench:
         if self._state.has("interference"):
             return
         pace = self.pace
-        slo = Slo.of(WORKLOADS["mixed"], pace)
+        slo = Slo.of(self._work("mixed"), pace)
+        heavy = Shape(round(self._settings.stretch * _LONG.prompt), _LONG.answer)
         few = Stream((_STREAMS,), _CALM * 8 / (_STREAMS.answer * pace.full_step_s), seed=5)
-        long = Stream((_LONG,), _BUSY / pace.prefill_s(_LONG.prompt), seed=6, is_judged=False)
+        long = Stream((heavy,), _BUSY / pace.prefill_s(heavy.prompt), seed=6, is_judged=False)
         found: dict[str, Any] = {}
         folder = self._folder()
         async with running_pair(self._hardware(), SPLIT, slo, None, folder) as mesh:
-            await self._warm(mesh, (_STREAMS, _LONG), slo, folder)
+            await self._warm(mesh, (_STREAMS, heavy), slo, folder)
             for name, streams in (("alone", (few,)), ("beside", (few, long)), ("again", (few,))):
                 point = await self._offer(mesh, streams, slo, folder)
                 report.note(row(name, point))
@@ -169,6 +175,9 @@ class Bench:
         self._offers += 1
         seconds = seconds or self._settings.seconds
         return await offered(Offer(mesh, streams, seconds, slo, 10_000 * self._offers), folder)
+
+    def _work(self, name: str) -> Workload:
+        return WORKLOADS[name].stretched(self._settings.stretch)
 
     def _hardware(self) -> Hardware:
         s = self._settings
@@ -199,6 +208,13 @@ class Bench:
         kind = getattr(torch, name)
         assert isinstance(kind, torch.dtype)
         return kind
+
+
+def _give_memory_back() -> None:
+    """The workers need the GPU's memory that this process is done with."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _merit(point: dict[str, Any]) -> float:

@@ -3,7 +3,7 @@
 import random
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.prompts import PromptPlan
 
@@ -33,6 +33,11 @@ class Workload:
     loads: tuple[float, ...]
     ttft_factor: float
     tpot_factor: float
+
+    def stretched(self, factor: float) -> "Workload":
+        """Returns the workload with prompts of `factor` times the length, for faster hardware."""
+        shapes = tuple(replace(it, prompt=round(factor * it.prompt)) for it in self.shapes)
+        return replace(self, shapes=shapes)
 
     def mean(self, field: str) -> float:
         """Returns the mean of a shape's field over the requests."""
