@@ -158,6 +158,11 @@ MIGRATIONS = Metric("baton.migrations", "{request}", "Streams resumed on another
 KV_BLOCKS = Metric(
     "baton.kv.blocks", "{block}", "KV blocks by state: free, cached, owned, host (evicted)."
 )
+KV_RESERVATIONS = Metric(
+    "baton.kv.reservations",
+    "{reservation}",
+    "Decode worker: reservations by state: reserved, exposed, stopping, quarantined, overdue.",
+)
 KV_LEASES = Metric("baton.kv.leases", "{lease}", "Reservations that wait for a remote prefill.")
 QUEUED = Metric("baton.queue.requests", "{request}", "Requests waiting for an engine.")
 STATE_AGE = Metric("baton.state.age", "s", "Seconds since Redis last confirmed the fleet's state.")
@@ -221,7 +226,7 @@ METRICS = (
     TTFT, TPOT, DURATION, HTTP_DURATION, REQUESTS, SLO_REQUESTS, PREFILLS, CACHED_TOKENS,
     PREDICTED_CACHED_TOKENS, KV_BYTES, KV_SECONDS, ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED,
     MIGRATIONS, KV_BLOCKS,
-    KV_LEASES, QUEUED, STATE_AGE, PREDICTION_ERROR,
+    KV_LEASES, KV_RESERVATIONS, QUEUED, STATE_AGE, PREDICTION_ERROR,
     INDEX_DRIFT, COST_ERROR, LOOP_STALL,
     ADMISSION_VERDICTS, ADMISSION_DEGRADATIONS, ADMISSION_WAIT, ADMISSION_PERMITS,
     ADMISSION_QUEUED, WITHOUT_PERMIT, SLO_ATTAINMENT, SLO_BURN_RATE,
@@ -229,7 +234,8 @@ METRICS = (
 
 GAUGES = frozenset(
     (
-        ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED, KV_BLOCKS, KV_LEASES, QUEUED, STATE_AGE,
+        ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED, KV_BLOCKS, KV_LEASES, KV_RESERVATIONS,
+        QUEUED, STATE_AGE,
         INDEX_DRIFT, COST_ERROR,
     )
 )  # fmt: skip

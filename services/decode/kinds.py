@@ -51,6 +51,7 @@ class BlockUpkeep:
         readers: Readers,
     ) -> None:
         self._readers = readers
+        self.leases = reservations.leases
         self._peers = peers
         self._remote = remote
         self._reservations = reservations

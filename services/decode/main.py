@@ -59,6 +59,7 @@ def build_service(parts: WorkerParts, quarantine_s: float = QUARANTINE_S) -> Dec
         runner = RoomDecodeWorker(parts.worker_id, engine, policy, legs, parts.costs)
         return DecodeServer(parts, runner, RoomUpkeep(engine, pairs, legs), recorder)
     reservations = Reservations(parts.engine, parts.transport, quarantine_s)
+    reservations.observe(parts.telemetry)
     peers = Peers(parts.engine, parts.transport, reservations)
     remote = RemotePrefiller(parts.transport, peers, reservations)
     worker = DecodeWorker(parts.worker_id, parts.engine, policy, remote, parts.costs)

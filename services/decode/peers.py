@@ -172,6 +172,7 @@ class Peers:
 
     async def _probe_reserved(self, channel: grpc.aio.Channel, worker: PrefillWorker) -> None:
         reservation = self._reservations.reserve(_probe_request())
+        self._reservations.expose(reservation)
         may_be_written = True
         try:
             await self._probe(channel, worker, reservation)

@@ -81,7 +81,9 @@ class RemotePrefiller:
         try:
             yield delivered
         finally:
-            if not delivered.is_taken:
+            if delivered.is_taken:
+                self._reservations.taken(delivered.reservation)
+            else:
                 self._reservations.release(delivered.reservation)
 
     async def fetch(self, job: Job, worker: PrefillWorker, tokens: int) -> KvReceipt:
@@ -118,6 +120,7 @@ class RemotePrefiller:
         is_exposed = False
         try:
             async with self._peers.using(worker):
+                self._reservations.expose(reservation)
                 is_exposed = True
                 yield reservation
         except BatonError as error:

@@ -12,7 +12,7 @@ stood still for longer than that. Local prefill and other attempts use other blo
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from typing import Any
 
 from baton.engine.base import Engine, Reservation
@@ -20,11 +20,28 @@ from baton.errors import BatonError, InternalError, TransferError, UnavailableEr
 from baton.kv.transfer import KvTransport
 from baton.requests import EngineRequest
 from baton.rpc.link import LinkCall
+from baton.telemetry.names import KV_RESERVATIONS
+from baton.telemetry.providers import Attributes, Telemetry
 from baton.v1 import prefill_link_pb2
+from services.decode.leases import LeaseBook, LeaseState
 
 logger = logging.getLogger(__name__)
 
 QUARANTINE_S = 10.0
+
+MARGIN_S = 5.0
+"""What a state may take beyond its own timeouts on a busy machine."""
+
+RESERVED_S = 2 * 5.0 + MARGIN_S
+"""Making a pair, twice when the prefill worker forgot it. See services/decode/peers.py."""
+
+EXPOSED_S = 120.0 + 5.0 + MARGIN_S
+"""The prefill and its proof. See services/decode/remote.py."""
+
+STOPPING_S = 10.0 + MARGIN_S
+"""A cancel's confirmation. See baton/rpc/link.py."""
+
+AUDIT_EVERY_S = 1.0
 
 PrefillCall = LinkCall[prefill_link_pb2.PrefillCommand, prefill_link_pb2.PrefillEvent]
 
@@ -41,7 +58,7 @@ def proves_end(error: BatonError) -> bool:
 
 
 class Reservations:
-    """Every reservation that this worker's prefill workers may write to."""
+    """Every reservation that this worker's prefill workers may write to, and its one way out."""
 
     def __init__(
         self, engine: Engine, transport: KvTransport, quarantine_s: float = QUARANTINE_S
@@ -50,24 +67,50 @@ class Reservations:
         self._transport = transport
         self._quarantine_s = quarantine_s
         self._tasks: asyncio.TaskGroup | None = None
+        self._overdue: frozenset[str] = frozenset()
+        self.leases = LeaseBook(
+            {
+                LeaseState.RESERVED: RESERVED_S,
+                LeaseState.EXPOSED: EXPOSED_S,
+                LeaseState.STOPPING: STOPPING_S,
+                LeaseState.QUARANTINED: quarantine_s + MARGIN_S,
+            }
+        )
 
     async def run(self) -> None:
         """Takes back what is reclaimed until cancelled; then the engine's stop frees the rest."""
         async with asyncio.TaskGroup() as self._tasks:
-            await asyncio.Event().wait()
+            while True:
+                await asyncio.sleep(AUDIT_EVERY_S)
+                self._audit()
+
+    def observe(self, telemetry: Telemetry) -> None:
+        """Registers the gauge of reservations by state."""
+        telemetry.gauge(KV_RESERVATIONS, self._readings)
 
     def reserve(self, request: EngineRequest) -> Reservation:
         """Pins blocks for a prompt. Raises as `Engine.reserve` does."""
-        return self._engine.reserve(request)
+        reservation = self._engine.reserve(request)
+        self.leases.open(reservation.destination.transfer_id)
+        return reservation
+
+    def expose(self, reservation: Reservation) -> None:
+        """From now on a worker may write to the reservation."""
+        self.leases.move(reservation.destination.transfer_id, LeaseState.EXPOSED)
 
     def release(self, reservation: Reservation) -> None:
         """Frees a reservation that nobody writes to."""
         self._transport.forget(reservation.destination.transfer_id)
-        self._engine.release(reservation)
+        self._free(reservation)
 
     def keep(self, reservation: Reservation, input_ids: Sequence[int]) -> None:
         """Ends a proven reservation by caching what arrived, the KV of `input_ids`."""
+        self.leases.end(reservation.destination.transfer_id)
         self._engine.keep(reservation, input_ids)
+
+    def taken(self, reservation: Reservation) -> None:
+        """Ends a proven reservation that the engine took over."""
+        self.leases.end(reservation.destination.transfer_id)
 
     def reclaim(self, reservation: Reservation, call: PrefillCall, agent: str) -> None:
         """Stops the prefill `call` by `agent` and frees the reservation once that is safe.
@@ -75,6 +118,7 @@ class Reservations:
         Does not wait: whoever needed the prefill goes on elsewhere.
         """
         self._transport.forget(reservation.destination.transfer_id)
+        self.leases.move(reservation.destination.transfer_id, LeaseState.STOPPING)
         self._background(self._reclaim(reservation, call, agent))
 
     def quarantine(self, reservation: Reservation, agent: str) -> None:
@@ -89,9 +133,10 @@ class Reservations:
             if not proves_end(error):
                 await self._quarantine(reservation, agent)
                 return
-        self._engine.release(reservation)
+        self._free(reservation)
 
     async def _quarantine(self, reservation: Reservation, agent: str) -> None:
+        self.leases.move(reservation.destination.transfer_id, LeaseState.QUARANTINED)
         logger.warning(
             "reservation quarantined request_id=%s agent=%s for_s=%g",
             reservation.request_id,
@@ -105,7 +150,25 @@ class Reservations:
             logger.warning("peer not disconnected agent=%s: %s", agent, error.message)
         spent_s = asyncio.get_running_loop().time() - started_s
         await asyncio.sleep(self._quarantine_s - spent_s)
+        self._free(reservation)
+
+    def _free(self, reservation: Reservation) -> None:
+        self.leases.end(reservation.destination.transfer_id)
         self._engine.release(reservation)
+
+    def _audit(self) -> None:
+        """Logs each reservation once that outlived its state's deadline."""
+        overdue = frozenset(self.leases.overdue())
+        for transfer_id in overdue - self._overdue:
+            state = self.leases.state(transfer_id)
+            logger.error("reservation is overdue transfer=%s state=%s", transfer_id, state)
+        self._overdue = overdue
+
+    def _readings(self) -> Iterator[tuple[float, Attributes]]:
+        for state, count in self.leases.counts().items():
+            yield count, {"state": state.value}
+        # Zero unless a deadline was missed: the one to alert on.
+        yield len(self.leases.overdue()), {"state": "overdue"}
 
     def _background(self, work: Coroutine[Any, Any, None]) -> None:
         assert self._tasks is not None, "reservations are reclaimed only while `run` runs"

@@ -40,7 +40,7 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
     ) -> None:
         self._parts = parts
         self._worker = worker
-        self._upkeep = upkeep
+        self.upkeep = upkeep
         self._recorder = recorder
         self._source = source
 
@@ -52,15 +52,15 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
 
     def connected_prefill_workers(self) -> list[str]:
         """Returns the ids of the prefill workers whose pair with this worker is proven."""
-        return self._upkeep.connected()
+        return self.upkeep.connected()
 
     async def prepare(self) -> None:
         """Makes the pairs that can be made before the worker takes work."""
-        await self._upkeep.prepare(self._parts.fleet)
+        await self.upkeep.prepare(self._parts.fleet)
 
     async def run(self) -> None:
         """Keeps pairs with the fleet's prefill workers."""
-        await self._upkeep.run(self._parts.fleet)
+        await self.upkeep.run(self._parts.fleet)
 
     async def Link(  # type: ignore[override]  # writes to the context instead of yielding
         self,

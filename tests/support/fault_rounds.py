@@ -36,6 +36,7 @@ from baton.worker.host import WorkerHost, WorkerIdentity
 from baton.worker.parts import RoleService, WorkerParts
 from bench import report
 from services.decode import peers
+from services.decode.leases import LeaseBook
 from services.decode.main import build_service
 from tests.support import faulty_worker
 from tests.support.cable import Cable
@@ -134,7 +135,8 @@ class Outcome:
 class Rounds:
     """The decode worker under test and what is done to it."""
 
-    def __init__(self, redis_url: str, seed: int, path: str) -> None:
+    def __init__(self, redis_url: str, seed: int, path: str, replaced_share: float) -> None:
+        self._replaced_share = replaced_share
         self.outcome = Outcome()
         self._random = random.Random(seed)
         self._redis_url = redis_url
@@ -195,7 +197,7 @@ class Rounds:
         rng = self._random
         # Rounds come faster than a quarantined pair is tried again; local prefill tests nothing.
         await eventually(self._is_paired, timeout_s=PAIRING_TIMEOUT_S)
-        replaced = rng.choice(self._workers) if rng.random() < 0.05 else None
+        replaced = rng.choice(self._workers) if rng.random() < self._replaced_share else None
         former = [worker.incarnation for worker in self._workers]
         if replaced is not None:
             # The router has not heard of it yet: it offers the life that is over.
@@ -276,7 +278,13 @@ class Rounds:
         stats = self._engine.stats()
         self.outcome.leaked_blocks = stats.kv_blocks_owned
         is_expecting = self._transport.incoming.is_expecting
-        return not (stats.kv_blocks_owned or stats.kv_leases or is_expecting)
+        assert not self._reservations().overdue(), "a state outlived its deadline"
+        is_held = bool(stats.kv_blocks_owned or stats.kv_leases or len(self._reservations()))
+        return not (is_held or is_expecting)
+
+    def _reservations(self) -> LeaseBook:
+        book: LeaseBook = self._service.upkeep.leases
+        return book
 
     def _look(self, *, is_first: bool) -> None:
         me = psutil.Process()
@@ -307,10 +315,12 @@ def _receive(connection: Connection) -> Any:
     return connection.recv()
 
 
-async def run_rounds(rounds: int, seed: int, path: str = faulty_worker.SHARED) -> Outcome:
-    """Runs everything and returns what was seen."""
+async def run_rounds(
+    rounds: int, seed: int, path: str = faulty_worker.SHARED, replaced_share: float = 0.05
+) -> Outcome:
+    """Runs everything and returns what was seen; `replaced_share` of rounds restart a worker."""
     with tempfile.TemporaryDirectory() as folder, running_redis(Path(folder)) as redis:
-        running = Rounds(redis.url, seed, path)
+        running = Rounds(redis.url, seed, path, replaced_share)
         peers.BACKOFF_S, usual_s = BACKOFF_S, peers.BACKOFF_S
         await running.start()
         try:
@@ -326,9 +336,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--path", default=faulty_worker.SHARED)
+    parser.add_argument("--replaced", type=float, default=0.05, help="Share of rounds, 0 to 1.")
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
-    outcome = asyncio.run(run_rounds(options.rounds, options.seed, options.path))
+    outcome = asyncio.run(run_rounds(options.rounds, options.seed, options.path, options.replaced))
     print(outcome)
     figures = {
         "rounds": outcome.rounds,
@@ -344,13 +355,18 @@ def main() -> None:
     details = {
         "seed": options.seed,
         "path": options.path,
+        "replaced_share": options.replaced,
         "cancelled": outcome.cancelled,
         "remote": outcome.remote,
         "faults": dict(outcome.faults),
         "failed_attempts": dict(outcome.attempts),
         "failed_requests": dict(outcome.failed),
+        "rss_mib": [outcome.first_rss_mib, outcome.last_rss_mib],
+        "threads": [outcome.first_threads, outcome.last_threads],
+        "files": [outcome.first_files, outcome.last_files],
     }
-    report.emit("kv-faults", figures, details, options.record)
+    name = "kv-faults" if options.replaced < 0.5 else "kv-restarts"
+    report.emit(name, figures, details, options.record)
 
 
 if __name__ == "__main__":
