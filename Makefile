@@ -10,6 +10,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := baton services sim bench tools examples tests
 
+SGLANG_VENV ?= .venv-sglang
+SGLANG_STAMP := $(SGLANG_VENV)/.installed
+# A machine with a GPU brings its own interpreter and keeps its own threads.
+SGLANG_ENV := $(if $(SGLANG_PYTHON),,SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1)
+
 ##@ Start
 
 .PHONY: help
@@ -72,7 +77,22 @@ console-tools: ## Install Chromium and Prometheus, which a few tests need (Debia
 e2e-compose: setup ## Run the docker compose stack end to end
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/compose_e2e.sh
 
+.PHONY: setup-sglang-cpu
+setup-sglang-cpu: $(SGLANG_STAMP) ## Make .venv-sglang: the real SGLang without a GPU (2.6 GB)
+
+$(SGLANG_STAMP): $(wildcard tools/sglang_cpu/*.txt tools/sglang_cpu/setup.sh tools/sglang_cpu/shim/*/*.py)
+	@PYTHON="$(PYTHON)" bash tools/sglang_cpu/setup.sh "$(SGLANG_VENV)"
+	@touch $@
+
+.PHONY: test-sglang
+test-sglang: setup-sglang-cpu ## Contract tests with real SGLang engines on both sides
+	$(SGLANG_ENV) $(SGLANG_VENV)/bin/python -m pytest tests/sglang $(ARGS)
+
 ##@ Measure
+
+.PHONY: bench-sglang
+bench-sglang: $(if $(SGLANG_PYTHON),,setup-sglang-cpu) ## What the mesh adds to SGLang (on a GPU: SGLANG_PYTHON=python3)
+	@$(SGLANG_ENV) $(or $(SGLANG_PYTHON),$(SGLANG_VENV)/bin/python) -m bench.sglang $(ARGS)
 
 .PHONY: fleet
 fleet: setup ## Run N simulated workers (N=256) until Ctrl-C

@@ -73,7 +73,7 @@ class Fleet:
     """Starts workers and asks decode workers as a router would."""
 
     def __init__(self, redis_url: str, redis: Redis, logs: Path) -> None:
-        self._url = redis_url
+        self.redis_url = redis_url
         self._logs = logs
         self.redis = redis
         self.links = LinkPool(DECODE_LINK)
@@ -83,7 +83,7 @@ class Fleet:
     async def start(self, name: str, role: str, *arguments: str) -> Worker:
         environ = {
             **os.environ,
-            "REDIS_URL": self._url,
+            "REDIS_URL": self.redis_url,
             "OMP_NUM_THREADS": "1",
             "SGLANG_USE_CPU_ENGINE": "1",
         }
