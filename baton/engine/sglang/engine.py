@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, ExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from baton.engine.base import (
     EngineStats,
     KvEvent,
     Prefilled,
-    PrefillSample,
     Reservation,
-    StepSample,
     TokenEvent,
 )
 from baton.engine.rooms import Room
@@ -28,35 +25,28 @@ from baton.engine.sglang import frames
 from baton.engine.sglang.load import engine_stats
 from baton.engine.sglang.options import (
     AGGREGATED,
-    DECODE,
     PREFILL,
-    Ports,
     SglangOptions,
     engine_arguments,
-    kv_bytes_per_token,
-    read_model_config,
 )
 from baton.engine.sglang.outcome import finish_reason, stage_times
 from baton.engine.sglang.process import EngineProcess
 from baton.engine.sglang.rehash import CacheMirror
+from baton.engine.sglang.samples import Samples
 from baton.engine.sglang.sampling import sampling_arguments
+from baton.engine.sglang.start import describe, free_ports
 from baton.engine.sglang.versions import check_version
 from baton.engine.sglang.wire import read_event
 from baton.errors import PreconditionError, StartupError, UnavailableError
 from baton.kv.transfer import KvDestination, KvReceipt, KvTransport
-from baton.models import tokenizer_digest
 from baton.requests import EngineRequest
 
 logger = logging.getLogger(__name__)
 
-MAX_SAMPLES = 256
 MAX_RESTARTS = 3
 """Failed starts in a row after which a worker gives up."""
 
 RESTART_BACKOFF_S = 1.0
-STEP_SAMPLE_TOKENS = 4
-"""Shorter answers say too little about a step."""
-
 WARM_UP_TOKENS = 4
 SGLANG_FAKE_HOST = "2.2.2.2"
 """SGLang's own name for a peer that moves nothing; its health check uses it too."""
@@ -73,8 +63,7 @@ class SglangEngine:
         name = Path(options.model_dir).name
         self._mirror = CacheMirror(options.block_size, partial(root_hash, name))
         self._changes: list[KvEvent] = []
-        self._prefills: list[PrefillSample] = []
-        self._steps: list[StepSample] = []
+        self._samples = Samples(options.role)
         self.restarts = 0
 
     @property
@@ -201,9 +190,7 @@ class SglangEngine:
 
     def take_samples(self) -> EngineSamples:
         """Returns what was measured since the last call."""
-        samples = EngineSamples(tuple(self._prefills), tuple(self._steps))
-        self._prefills, self._steps = [], []
-        return samples
+        return self._samples.take()
 
     def take_kv_events(self) -> Sequence[KvEvent]:
         """Returns what changed in the prefix cache since the last call."""
@@ -221,7 +208,7 @@ class SglangEngine:
 
     async def _launch(self) -> None:
         options = self._options
-        ports = _free_ports()
+        ports = free_ports()
         arguments = engine_arguments(options, ports)
         process = EngineProcess(self._take_events)
         events = f"tcp://127.0.0.1:{ports.events}"
@@ -229,7 +216,7 @@ class SglangEngine:
             frames.Launch(arguments, events, f"tcp://127.0.0.1:{ports.replay}")
         )
         self._process = process
-        self._capabilities = await asyncio.to_thread(_describe, options, arguments, ready)
+        self._capabilities = await asyncio.to_thread(describe, options, arguments, ready)
         if options.role == PREFILL:
             self._rendezvous = f"{options.reachable}:{ports.bootstrap}"
         await self._warm_up()
@@ -279,17 +266,16 @@ class SglangEngine:
                     prefilled = self._first(request, output)
                 count += len(output.token_ids)
                 yield TokenEvent(tuple(output.token_ids), tuple(output.logprobs), reason, prefilled)
-        if first_s is not None:
-            self._learn_step(count, time.monotonic() - first_s)
+        if first_s is not None and self._process is not None:
+            seconds = time.monotonic() - first_s
+            self._samples.learn_steps(count, seconds, self._process.snapshot)
 
     def _first(self, request: EngineRequest, output: frames.Output) -> Prefilled:
         """Returns where the prompt's time went, and learns from it."""
         cached = int(output.meta.get("cached_tokens", 0))
         times = stage_times(output.meta, time.time())
         tokens = len(request.input_ids)
-        if self._options.role != DECODE and times.compute_s > 0:
-            sample = PrefillSample(max(1, tokens - cached), cached, times.compute_s)
-            self._prefills = [*self._prefills[1 - MAX_SAMPLES :], sample]
+        self._samples.learn_prefill(tokens, cached, times.compute_s)
         receipt = None
         if self._options.role == PREFILL:
             receipt = self._receipt(request, times.handover_s)
@@ -314,16 +300,6 @@ class SglangEngine:
             tokens=tokens,
         )
 
-    def _learn_step(self, tokens: int, seconds: float) -> None:
-        process = self._process
-        if process is None or tokens < STEP_SAMPLE_TOKENS or self._options.role == PREFILL:
-            return
-        snapshot = process.snapshot
-        sequences = max(1, int(snapshot.get("num_running_reqs", 1)))
-        resident = int(snapshot.get("num_used_tokens", 0))
-        sample = StepSample(sequences, resident, seconds / (tokens - 1))
-        self._steps = [*self._steps[1 - MAX_SAMPLES :], sample]
-
     def _arguments(self, request: EngineRequest) -> dict[str, Any]:
         options, sampling = self._options, request.sampling
         arguments: dict[str, Any] = {
@@ -345,35 +321,6 @@ class SglangEngine:
         self._changes += self._mirror.apply(event for event in events if event is not None)
 
 
-def _describe(
-    options: SglangOptions, arguments: dict[str, Any], ready: frames.Ready
-) -> EngineCapabilities:
-    config = read_model_config(options.model_dir)
-    dtype = str(arguments.get("dtype", "auto"))
-    layout = "/".join(
-        (
-            "sglang",
-            f"tp{options.tensor_parallelism}",
-            f"page{options.block_size}",
-            dtype,
-            ready.kv_dtype,
-        )
-    )
-    return EngineCapabilities(
-        model=Path(options.model_dir).name,
-        context_length=ready.context_length,
-        vocab_size=int(config["vocab_size"]),
-        block_size=options.block_size,
-        kv_bytes_per_token=kv_bytes_per_token(config, dtype),
-        kv_layout=layout,
-        kv_blocks=ready.kv_tokens // options.block_size,
-        tokenizer_digest=tokenizer_digest(Path(options.model_dir)),
-        prefills_locally=options.role == AGGREGATED,
-        takes_prefilled=options.role == DECODE,
-        device=f"sglang/{ready.device}",
-    )
-
-
 def _meet(room: Room) -> dict[str, Any]:
     host, _, port = room.rendezvous.rpartition(":")
     return {"bootstrap_host": host, "bootstrap_port": int(port), "bootstrap_room": room.number}
@@ -381,12 +328,3 @@ def _meet(room: Room) -> dict[str, Any]:
 
 def _pairs_by_room() -> PreconditionError:
     return PreconditionError("this engine moves its KV itself", reason="PAIRS_BY_ROOM")
-
-
-def _free_ports() -> Ports:
-    """Returns ports that are free now; held together, so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(3)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return Ports(*(each.getsockname()[1] for each in sockets))
