@@ -18,7 +18,7 @@ DOCS, STAGE, SITE = ROOT / "docs", ROOT / ".site", ROOT / "site"
 NAVIGATION = {
     "Start": ("index", "tutorial", "gateway"),
     "How it works": ("architecture", "lifecycle", "failures", "routing", "kv", "engine", "qos"),
-    "Run it": ("operations", "tuning", "telemetry", "troubleshooting", "security"),
+    "Run it": ("operations", "tuning", "telemetry", "alerts", "troubleshooting", "security"),
     "Numbers": ("benchmarks", "simulator", "comparison"),
 }
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
@@ -65,8 +65,10 @@ def stage() -> None:
 def _bring(link: re.Match[str]) -> str:
     """Copies a file from outside docs/ and returns the link to the copy."""
     source = ROOT / link[1]
+    if source.is_dir():
+        return _listing(source)
     if not source.is_file():
-        sys.exit(f"docs link to ../{link[1]}, which is no file")
+        sys.exit(f"docs link to ../{link[1]}, which does not exist")
     name = f"files/{link[1]}.txt" if source.suffix in ("", ".md", ".py") else f"files/{link[1]}"
     target = STAGE / "docs" / name
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -74,12 +76,19 @@ def _bring(link: re.Match[str]) -> str:
     return f"]({name})"
 
 
+def _listing(folder: Path) -> str:
+    """Writes what a folder holds and returns the link to it."""
+    name = f"files/{folder.relative_to(ROOT)}/index.txt"
+    target = STAGE / "docs" / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text("\n".join(sorted(each.name for each in folder.iterdir())), "utf-8")
+    return f"]({name})"
+
+
 def _navigation() -> Iterator[str]:
     known = {name for names in NAVIGATION.values() for name in names}
-    unlisted = {page.stem for page in DOCS.glob("*.md")} - known
-    if unlisted:
-        sys.exit(f"pages that no part of the navigation lists: {', '.join(sorted(unlisted))}")
-    for title, names in NAVIGATION.items():
+    unlisted = tuple(sorted({page.stem for page in DOCS.glob("*.md")} - known))
+    for title, names in (NAVIGATION | {"More": unlisted}).items():
         pages = [f'"{name}.md"' for name in names if (DOCS / f"{name}.md").exists()]
         if pages:
             yield f'  {{ "{title}" = [{", ".join(pages)}] }},'

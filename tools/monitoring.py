@@ -1,6 +1,6 @@
 """Writes Grafana's dashboards and Prometheus's alerts, from queries that a test runs for real.
 
-python tools/monitoring.py           writes them under deploy/grafana and deploy/prometheus
+python tools/monitoring.py           writes them under deploy/, and their runbook docs/alerts.md
 python tools/monitoring.py --check   exits with 1 when they are not fresh
 """
 
@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
-RUNBOOK = "docs/operations.md"
+RUNBOOK = "docs/alerts.md"
+REMEDIES = Path(__file__).with_name("runbook.yaml")
 WINDOW = "$__rate_interval"
 """Grafana's own; elsewhere a fixed one takes its place."""
 
@@ -336,6 +337,23 @@ def files() -> Iterator[tuple[Path, str]]:
     head = "# Made by tools/monitoring.py. Each alert's runbook is the section of its name.\n"
     body = yaml.safe_dump(rules(), sort_keys=False, width=100)
     yield DEPLOY / "prometheus" / "alerts.yml", head + body
+    yield DEPLOY.parent / RUNBOOK, runbook()
+
+
+def runbook() -> str:
+    """Returns the page that the alerts point to."""
+    remedies = yaml.safe_load(REMEDIES.read_text("utf-8"))
+    parts = [
+        "# Alerts\n\nEach alert of `deploy/prometheus/alerts.yml`: what it says, and what to do. "
+        "This page is made by `make docs`; a test runs every query against a real Prometheus.\n"
+    ]
+    for alert in ALERTS:
+        query = alert.expr.replace(WINDOW, "5m")
+        parts.append(
+            f"## {alert.name}\n\n{alert.summary} After {alert.lasting}; {alert.severity}.\n\n"
+            f"{remedies[alert.name]}\n\n```promql\n({query}) {alert.limit}\n```\n"
+        )
+    return "\n".join(parts)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ import time
 from typing import Annotated, Any
 
 import typer
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +20,7 @@ from baton.v1 import router_pb2
 
 _SHOWN_REQUESTS = 12
 _WINDOW = 200
+_WIDTH = 120
 _COLOURS = ("white", "bright_black", "cyan", "green", "yellow", "red", "magenta", "blue")
 _BAR_CELLS = 60
 
@@ -41,10 +42,10 @@ def top(
 
 
 async def _once(address: str) -> None:
-    from rich.console import Console
-
+    console = Console()
+    console.width = max(console.width, _WIDTH)  # better wrapped by the terminal than cut
     async with RouterClient(address) as client:
-        Console().print(await _picture(client))
+        console.print(await _picture(client))
 
 
 async def _watch(address: str, interval_s: float) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from baton.cli.common import ConfigOption, reporting, run_until_signal
@@ -17,6 +18,8 @@ from baton.local.member import MemberState, StackEvent
 from baton.local.plan import StackOptions
 from baton.local.stack import Stack
 from baton.ports import GATEWAY_PORT, ROUTER_PORT
+
+_BAR_CELLS = 40
 
 
 def up(
@@ -96,8 +99,9 @@ class Board:
 
     def __init__(self, console: Console, is_live: bool) -> None:
         self._console = console
-        self._live = Live(console=console, auto_refresh=False) if is_live else None
+        self._live = Live(console=console, get_renderable=self._picture) if is_live else None
         self._stack: Stack | None = None
+        self._began_s = time.monotonic()
 
     def begin(self, stack: Stack) -> None:
         """Starts the table, where there is one."""
@@ -113,10 +117,25 @@ class Board:
 
     def observe(self, event: StackEvent) -> None:
         """Takes a change of a member's state."""
-        if self._live is not None and self._stack is not None:
-            self._live.update(member_table(self._stack), refresh=True)
+        if self._live is not None:
+            self._live.refresh()
         else:
             typer.echo(event_line(event, self._stack))
+
+    def _picture(self) -> RenderableType:
+        if self._stack is None:
+            return ""
+        seconds = time.monotonic() - self._began_s
+        return Group(readiness(self._stack, seconds), member_table(self._stack))
+
+
+def readiness(stack: Stack, seconds: float) -> Table:
+    """Returns how much of the stack is ready, as a bar with a number and the time."""
+    ready = sum(member.is_ready for member in stack.members)
+    line = Table.grid(padding=(0, 2))
+    bar = ProgressBar(total=max(1, len(stack.members)), completed=ready, width=_BAR_CELLS)
+    line.add_row(bar, f"{ready} of {len(stack.members)} ready, {seconds:.0f} s")
+    return line
 
 
 def member_table(stack: Stack) -> Table:

@@ -274,7 +274,7 @@ ATTRIBUTES: dict[str, str] = {
     ATTR_PHASE: "prefill or decode.",
     ATTR_SLO_OUTCOME: "met, or what was missed first: failed, ttft or tpot.",
     ATTR_COST: "Which fitted cost: prefill, step or transfer.",
-    ATTR_SPAN_KIND: "LLM on baton.request, CHAIN on its stages, for consoles that tell them apart.",
+    ATTR_SPAN_KIND: "LLM on baton.request, for consoles that tell kinds of spans apart.",
     ATTR_OPERATION: "chat or text_completion.",
     ATTR_PROVIDER: "baton.",
     ATTR_REQUEST_MODEL: "The model.",

@@ -89,4 +89,5 @@ def _save(figure: Any, axes: Any, path: Path) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    for kind in (".png", ".svg"):
+        figure.savefig(path.with_suffix(kind))

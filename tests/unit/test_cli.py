@@ -77,6 +77,27 @@ class Router(router_pb2_grpc.RouterServiceServicer):
             workers=workers, state_age=duration(0.5), active_requests=4
         )
 
+    def ListRequests(self, request: Any, context: Any) -> router_pb2.ListRequestsResponse:
+        done = completion()
+        ended = router_pb2.RequestSummary(
+            request_id="req-ended",
+            stage=router_pb2.REQUEST_STAGE_ENDED,
+            priority=types_pb2.PRIORITY_HIGH,
+            usage=done.usage,
+            placement=done.placement,
+            timing=done.timing,
+            met_targets=True,
+        )
+        running = router_pb2.RequestSummary(
+            request_id="req-running", stage=router_pb2.REQUEST_STAGE_ADMISSION
+        )
+        count = router_pb2.AttainmentCount(priority=types_pb2.PRIORITY_HIGH, offered=8, met=7)
+        return router_pb2.ListRequestsResponse(
+            requests=[running, ended],
+            attainment=[count],
+            targets=router_pb2.Slo(ttft=duration(2), tpot=duration(0.2)),
+        )
+
 
 def completion() -> router_pb2.GenerateComplete:
     return router_pb2.GenerateComplete(
@@ -255,6 +276,20 @@ def test_status_shows_workers(router: tuple[Router, str]) -> None:
     assert "decode-0" in result.stdout
     assert "30 %" in result.stdout
     assert "4 active requests, state confirmed 0.5 s ago" in result.stdout
+
+
+def test_top_shows_goodput_workers_the_split_and_requests(router: tuple[Router, str]) -> None:
+    _, address = router
+    result = baton("top", "--once", "--router", address)
+    assert result.exit_code == 0, result.stderr
+    for text in (
+        "goodput 87.5 % of 8",
+        "decode-0",
+        "mean of 1 answers",
+        "req-running",
+        "admission",
+    ):
+        assert text in result.stdout
 
 
 def test_status_json_has_figures_and_their_age(router: tuple[Router, str]) -> None:
