@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -15,6 +16,7 @@ from baton.engine.base import TokenEvent
 from baton.engine.rooms import new_room
 from baton.engine.sglang import AGGREGATED, DECODE, PREFILL, SglangEngine, SglangOptions
 from baton.kv.external import EngineTransport
+from baton.local.child import log_tail
 from baton.local.probes import free_port
 from baton.requests import EngineRequest, SamplingParams
 from baton.state.connect import connect
@@ -22,9 +24,10 @@ from baton.state.embedded import start_embedded
 from baton.state.records import WorkerRole, new_incarnation
 from baton.telemetry.providers import start_telemetry
 from baton.worker.host import WorkerHost, WorkerIdentity
-from bench.children import module, running_child
+from bench.children import ChildFailed, module, running_child
 from bench.drive import Outcome
 from bench.mesh import wait_for_workers
+from bench.report import note
 from services.decode.main import build_service as build_decode
 from services.prefill.main import build_service as build_prefill
 
@@ -74,6 +77,8 @@ async def running_front(setup: Setup, directory: Path) -> AsyncIterator[Front]:
         redis = start_embedded(directory / "redis")
         stack.callback(redis.stop)
         environ = {
+            # What the packages of a GPU machine came on, too.
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "REDIS_URL": redis.url,
             "BATON_MODEL": str(setup.model_dir),
             "BATON_ENGINE__KIND": "sglang",
@@ -87,7 +92,7 @@ async def running_front(setup: Setup, directory: Path) -> AsyncIterator[Front]:
             child = await stack.enter_async_context(
                 running_child(name, command, directory, environ)
             )
-        config = load_config(environ={**environ})
+        config = load_config(environ=environ)
         yield Front(redis.url, f"{_HOST}:{port}", child.spec.log, config)
 
 
@@ -99,7 +104,11 @@ async def running_workers(front: Front, engines: Mapping[str, SglangEngine]) -> 
         # The prefill workers first: a decode worker proves its pairs before it is ready.
         for name, engine in sorted(engines.items(), reverse=True):
             await stack.enter_async_context(_running_worker(front, name, engine, stop))
-        await wait_for_workers(front.address, len(engines), front.router_log)
+        try:
+            await wait_for_workers(front.address, len(engines), front.router_log)
+        except ChildFailed:
+            note("\n".join(log_tail(front.router_log, 30)))
+            raise
         try:
             yield
         finally:
