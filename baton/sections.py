@@ -178,12 +178,13 @@ class DecodePool(_Pool):
 
 
 class Autoscale(_Section):
-    """How many workers of each role.
+    """How many workers of each role. `baton up` starts the minimum."""
 
-    Only min_replicas has an effect yet: `baton up` starts as many. The other bounds are checked
-    and kept for an autoscaler.
-    """
-
+    policy: Literal["slo", "thresholds"] = Field(
+        default="slo",
+        description="How pools are sized: from forecast demand and fitted costs under the qos "
+        "targets, or by the thresholds below. Both keep to min_replicas and max_replicas.",
+    )
     prefill: PrefillPool = PrefillPool()
     decode: DecodePool = DecodePool()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from baton.latency import CostModel
+from baton.state.traffic import TrafficMeter
 from services.autoscaler.policy import ScalingPolicy
 from services.autoscaler.state import Decision, FleetState, Pool, PoolState, Traffic
 from sim.mesh import SimMesh
@@ -31,35 +32,23 @@ class Delays:
 
 
 class TrafficCounter:
-    """Counts what is offered and what ended, as routers do."""
+    """Feeds a router's meter with what is offered and what ended."""
 
     def __init__(self, offload_above_tokens: int, slo: Slo) -> None:
-        self._above = offload_above_tokens
+        self.meter = TrafficMeter(offload_above_tokens)
         self._slo = slo
-        self._counts: Counter[str] = Counter()
 
     def counting(self, requests: Iterator[SimRequest]) -> Iterator[SimRequest]:
         """Yields `requests`; each counts once the next one is asked for: when it arrives."""
         for request in requests:
             yield request
-            where = "remote" if request.prompt_tokens > self._above else "local"
-            self._counts[f"{where}_requests"] += 1
-            self._counts[f"{where}_tokens"] += request.prompt_tokens
+            self.meter.offered(request.prompt_tokens)
 
     def ended(self, outcome: Outcome) -> None:
         """Takes in how a request ended."""
-        self._counts["ended"] += 1
-        self._counts["met"] += outcome.meets(self._slo.ttft_s, self._slo.tpot_s)
-        if outcome.ending is not Ending.SERVED:
-            return
-        request = outcome.request
-        self._counts["finished"] += 1
-        self._counts["output_tokens"] += request.output_tokens
-        self._counts["context_tokens"] += request.prompt_tokens + request.output_tokens // 2
-
-    def traffic(self) -> Traffic:
-        """Returns the counters of now."""
-        return Traffic(**self._counts)
+        self.meter.ended(is_met=outcome.meets(self._slo.ttft_s, self._slo.tpot_s))
+        if outcome.ending is Ending.SERVED:
+            self.meter.finished(outcome.request.prompt_tokens, outcome.request.output_tokens)
 
 
 @dataclass(slots=True)

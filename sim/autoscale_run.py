@@ -1,7 +1,7 @@
 """One run of a fleet that a policy sizes, or of a fixed one, and what it cost."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from baton.config import Config
 from services.autoscaler.policy import ScalingPolicy
@@ -25,7 +25,7 @@ class ScalingTask:
     fleet: FleetSpec
     slo: Slo
     rate: float = 1.0
-    delays: Delays = Delays()
+    delays: Delays = field(default_factory=Delays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def run_scaled(
     mesh = SimMesh(task.fleet, task.trace.block_tokens, policies, ended, asks_oracle=False)
     controller: AutoscaleController | None = None
     if make_policy is not None:
-        controller = AutoscaleController(mesh, make_policy(), traffic.traffic, task.delays)
+        controller = AutoscaleController(mesh, make_policy(), traffic.meter.read, task.delays)
         mesh.every(LOOK_EVERY_S, controller)
     mesh.run(traffic.counting(task.trace.requests(seed, task.rate)))
     hours = mesh.loop.now_s / _HOUR_S

@@ -2,7 +2,19 @@
 
 import typer
 
-from baton.cli import certs, config, demo, explain, generate, key, simulate, status, top, up
+from baton.cli import (
+    autoscale,
+    certs,
+    config,
+    demo,
+    explain,
+    generate,
+    key,
+    simulate,
+    status,
+    top,
+    up,
+)
 
 app = typer.Typer(
     name="baton",
@@ -12,6 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("up")(up.up)
+app.command("autoscale")(autoscale.autoscale)
 app.command("generate")(generate.generate)
 app.command("status")(status.status)
 app.command("top")(top.top)

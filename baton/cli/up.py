@@ -44,6 +44,9 @@ def up(
     device: Device = "auto",
     dtype: Dtype = "auto",
     token_budget: TokenBudget = None,
+    autoscale: Annotated[
+        bool, typer.Option("--autoscale", help="Size both pools by demand (autoscale.*).")
+    ] = False,
     no_ui: Annotated[
         bool, typer.Option("--no-ui", help="Plain lines instead of a live table.")
     ] = False,
@@ -62,6 +65,7 @@ def up(
         gateway_port=gateway_port,
         keys_path=keys,
         has_metrics=metrics,
+        autoscale=() if autoscale else None,
     )
     with reporting():
         run_until_signal(_up(options, is_live=not no_ui and sys.stdout.isatty()))

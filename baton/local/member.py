@@ -28,7 +28,8 @@ class Member:
     """A process of the stack. Only the stack changes it; anybody may read it.
 
     `lives` counts starts. `address` and `incarnation` are those of the current life, empty until
-    it registered. `port` is what the next life binds, 0 for any. `problem` says what went wrong.
+    it registered. `port` is what the next life binds, 0 for any. `problem` says what went wrong,
+    `start_s` how many seconds the last life took to get ready.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Member:
     was_ready: bool = False
     is_restart_wanted: bool = False
     problem: str = ""
+    start_s: float | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -29,8 +29,9 @@ class StackOptions:
 
     `environ` is added to the environment of this process for all children; `run_dir` receives the
     logs. A port 0 is any, and without a `gateway_port` there is no gateway. With `has_metrics`
-    every service offers its metrics to Prometheus. A child gets `ready_timeout_s` to become ready.
-    Without `is_restarting` a child that dies stays dead until `Stack.restart`.
+    every service offers its metrics to Prometheus. `autoscale` starts an autoscaler with these
+    flags beside the usual ones. A child gets `ready_timeout_s` to become ready. Without
+    `is_restarting` a child that dies stays dead until `Stack.restart`.
     """
 
     config_path: Path | None = None
@@ -43,6 +44,7 @@ class StackOptions:
     environ: Mapping[str, str] = field(default_factory=dict)
     run_dir: Path | None = None
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    autoscale: tuple[str, ...] | None = None
     is_restarting: bool = True
     ready_timeout_s: float = 60.0
     stop_grace_s: float = 20.0
@@ -62,6 +64,12 @@ class Plan:
     has_metrics: bool
     workers: Mapping[Role, int]
     compute: ComputeOptions = field(default_factory=ComputeOptions)
+    autoscale: tuple[str, ...] | None = None
+
+    @property
+    def is_autoscaled(self) -> bool:
+        """Tells whether the stack runs an autoscaler of its own."""
+        return self.autoscale is not None
 
     @property
     def embeds_redis(self) -> bool:
@@ -106,6 +114,12 @@ class Plan:
                 command += [option, str(path.resolve())]
         return ChildSpec(name, tuple(command), self.environ, self._log(name))
 
+    def autoscaler_spec(self, name: str, redis_url: str, control: str) -> ChildSpec:
+        """Returns how an autoscaler that asks the stack at `control` is started."""
+        base = self.service_spec(Role.AUTOSCALER, name, 0, redis_url)
+        flags = ("--orchestrator", "local", "--control", control, *(self.autoscale or ()))
+        return ChildSpec(base.name, (*base.command, *flags), base.environ, base.log)
+
     def _threads(self) -> int:
         """Returns each worker's share of the cores: more threads than cores slow all of them."""
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
@@ -134,6 +148,7 @@ def make_plan(options: StackOptions) -> Plan:
             Role.DECODE: _first(options.decode, pools.decode.min_replicas),
         },
         compute=options.compute,
+        autoscale=options.autoscale,
     )
 
 

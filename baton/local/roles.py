@@ -3,7 +3,7 @@
 import enum
 from typing import assert_never
 
-from baton.v1 import admission_pb2, decode_pb2, prefill_pb2, router_pb2
+from baton.v1 import admission_pb2, autoscaler_pb2, decode_pb2, prefill_pb2, router_pb2
 
 
 class Role(enum.StrEnum):
@@ -15,6 +15,7 @@ class Role(enum.StrEnum):
     DECODE = "decode"
     ROUTER = "router"
     GATEWAY = "gateway"
+    AUTOSCALER = "autoscaler"
 
     @property
     def is_worker(self) -> bool:
@@ -32,6 +33,10 @@ class Role(enum.StrEnum):
         match self:
             case Role.REDIS | Role.GATEWAY:
                 return ""
+            case Role.AUTOSCALER:
+                return str(
+                    autoscaler_pb2.DESCRIPTOR.services_by_name["AutoscalerService"].full_name
+                )
             case Role.ADMISSION:
                 return str(admission_pb2.DESCRIPTOR.services_by_name["AdmissionService"].full_name)
             case Role.PREFILL:
@@ -44,6 +49,8 @@ class Role(enum.StrEnum):
 
 
 STOP_ORDER = (
-    Role.GATEWAY, Role.ROUTER, Role.DECODE, Role.PREFILL, Role.ADMISSION, Role.REDIS,
+    Role.AUTOSCALER, Role.GATEWAY, Role.ROUTER,
+    Role.DECODE, Role.PREFILL, Role.ADMISSION, Role.REDIS,
 )  # fmt: skip
-"""Clients' doors first, so that running streams finish while what serves them still lives."""
+"""Nobody resizes what stops; then clients' doors, so that running streams finish while what serves
+them still lives."""

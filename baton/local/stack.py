@@ -12,6 +12,7 @@ a child dies on the way. Leaving stops everything. No child survives this proces
 import asyncio
 import signal
 import sys
+from collections import Counter
 from collections.abc import Collection, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,13 +22,16 @@ from typing import Self
 from baton.errors import StartupError
 from baton.local import probes
 from baton.local.child import log_tail
+from baton.local.control import StackControl
 from baton.local.member import Member, MemberState, StackEvent
 from baton.local.plan import StackOptions, make_plan
+from baton.local.pools import Hands, WorkerPools
 from baton.local.roles import STOP_ORDER, Role
 from baton.local.supervisor import Observer, Supervisor, Surroundings
 from baton.state.connect import connect, ping_or_fail
 from baton.state.embedded import HOST
 
+_AUTOSCALER = "autoscaler-0"
 _GATEWAY = "gateway-0"
 _ROUTER = "router-0"
 _TAIL_LINES = 20
@@ -47,6 +51,7 @@ class Stack:
         self.options = options
         self._observe = observe
         self._members: dict[str, Member] = {}
+        self._named: Counter[Role] = Counter()
         self._exit = AsyncExitStack()
 
     @property
@@ -75,6 +80,11 @@ class Stack:
         return self._supervisor.scrape.config
 
     @property
+    def pools(self) -> WorkerPools:
+        """The worker pools, which may be resized."""
+        return self._pools
+
+    @property
     def redis_url(self) -> str:
         """Where the stack's Redis is."""
         return self._shared.redis_url
@@ -94,9 +104,14 @@ class Stack:
         url = plan.redis_url(redis_port)
         redis = connect(url)
         self._exit.push_async_callback(redis.aclose)
-        self._shared = Surroundings(plan, url, redis, lambda: self.router_address)
+        self._control = StackControl(lambda: self._pools)
+        self._shared = Surroundings(
+            plan, url, redis, lambda: self.router_address, lambda: self._control.address
+        )
         self._supervisor = Supervisor(self.options, self._shared, self._observe)
         self._tasks = await self._exit.enter_async_context(asyncio.TaskGroup())
+        hands = Hands(lambda: self.members, self._add_worker, self._retire)
+        self._pools = WorkerPools(hands, dict(plan.workers))
         try:
             await self._start(redis_port)
         except BaseException:
@@ -148,10 +163,17 @@ class Stack:
 
     async def add_worker(self, role: Role) -> str:
         """Starts one more prefill or decode worker; returns its name when the mesh has it."""
-        name = f"{role.value}-{sum(member.role is role for member in self.members)}"
-        self._add(role, name)
+        member = self._add_worker(role)
+        self._pools.sizes[role].replicas += 1
         await self.wait_ready()
-        return name
+        return member.name
+
+    async def remove_worker(self, name: str) -> None:
+        """Drains and stops one worker; returns when its process has ended."""
+        member = self._members[name]
+        size = self._pools.sizes[member.role]
+        size.replicas = max(0, size.replicas - 1)
+        await self._end(member)
 
     async def wait_ready(self) -> None:
         """Returns when the mesh is whole: all ready, all seen by the router, all pairs proven.
@@ -194,8 +216,12 @@ class Stack:
         self._add(Role.ADMISSION, "admission-0")
         self._add(Role.ROUTER, _ROUTER, plan.router_port)
         for role, count in plan.workers.items():
-            for index in range(count):
-                self._add(role, f"{role.value}-{index}")
+            for _ in range(count):
+                self._add_worker(role)
+        if plan.is_autoscaled:
+            await self._control.start()
+            self._exit.push_async_callback(self._control.stop)
+            self._add(Role.AUTOSCALER, _AUTOSCALER)
         if plan.gateway_port is not None:
             await self._start_gateway(plan.gateway_port)
         await self.wait_ready()
@@ -209,10 +235,28 @@ class Stack:
         port = wished_port or probes.free_port(self._shared.plan.gateway_host)
         self._add(Role.GATEWAY, _GATEWAY, port)
 
-    def _add(self, role: Role, name: str, port: int = 0) -> None:
+    def _add_worker(self, role: Role) -> Member:
+        """Starts a worker. Names are never used twice: another life is another worker."""
+        number, self._named[role] = self._named[role], self._named[role] + 1
+        return self._add(role, f"{role.value}-{number}")
+
+    def _add(self, role: Role, name: str, port: int = 0) -> Member:
         member = Member(name, role, port)
         self._members[name] = member
         self._supervise(member)
+        return member
+
+    def _retire(self, member: Member) -> None:
+        member.stopping.set()
+        self._tasks.create_task(self._end(member))
+
+    async def _end(self, member: Member) -> None:
+        """Drains and stops a worker, and forgets it once its process ended."""
+        await self._supervisor.stop(member)
+        while member.state not in (MemberState.STOPPED, MemberState.FAILED):
+            await self._supervisor.change()
+        self._members.pop(member.name, None)
+        self._supervisor.notify()
 
     def _supervise(self, member: Member) -> None:
         member.state = MemberState.WAITING

@@ -33,6 +33,7 @@ class Surroundings:
     redis_url: str
     redis: Redis
     router_address: Callable[[], str]
+    control_address: Callable[[], str] = lambda: ""
 
 
 class Supervisor:
@@ -85,6 +86,10 @@ class Supervisor:
         self._changed.set()
         self._observe(StackEvent(member.name, state, detail))
 
+    def notify(self) -> None:
+        """Wakes those who wait for a change."""
+        self._changed.set()
+
     async def change(self) -> None:
         """Returns after the next change of any member's state."""
         self._changed.clear()
@@ -113,6 +118,9 @@ class Supervisor:
             return plan.redis_spec(member.port)
         if member.role is Role.GATEWAY:
             return plan.gateway_spec(member.name, member.port, self._shared.router_address())
+        if member.role is Role.AUTOSCALER:
+            control = self._shared.control_address()
+            return plan.autoscaler_spec(member.name, self._shared.redis_url, control)
         return plan.service_spec(member.role, member.name, member.port, self._shared.redis_url)
 
     async def _until_ready(self, member: Member, child: Child) -> None:
@@ -125,6 +133,7 @@ class Supervisor:
             child.kill()
             return
         member.was_ready = True
+        member.start_s = time.time() - child.started_at_s
         self.move(member, MemberState.READY)
 
     async def _is_ready(self, member: Member, child: Child) -> bool:

@@ -51,6 +51,21 @@ def credits() -> str:
     return f"{PREFIX}credits"
 
 
+def traffic(incarnation: str) -> str:
+    """What one router's clients offered so far (JSON counters)."""
+    return f"{PREFIX}traffic:{incarnation}"
+
+
+def autoscaler_leader() -> str:
+    """Name of the autoscaler that acts; lives as long as its lease."""
+    return f"{PREFIX}autoscaler:leader"
+
+
+def autoscaler_override() -> str:
+    """Hash of pool sizes set by hand; a day after the last change the policy decides again."""
+    return f"{PREFIX}autoscaler:override"
+
+
 def kv_events(incarnation: str) -> str:
     """Stream of one worker's prefix-cache changes; the entry id is the sequence number."""
     return f"{PREFIX}kv:{incarnation}:events"

@@ -23,6 +23,7 @@ class WorkerRole(enum.StrEnum):
     DECODE = "decode"
     ADMISSION = "admission"
     ROUTER = "router"
+    AUTOSCALER = "autoscaler"
 
     @property
     def holds_kv(self) -> bool:

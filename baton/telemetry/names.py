@@ -60,6 +60,12 @@ ATTR_PHASE = "phase"
 ATTR_SPAN_KIND = "openinference.span.kind"
 ATTR_SLO_OUTCOME = "baton.slo.outcome"
 """met, or what was missed first: failed, ttft or tpot."""
+ATTR_POOL = "baton.pool"
+"""Which pool: prefill or decode."""
+ATTR_REASON = "baton.reason"
+"""Why a pool was resized: a reason of services/autoscaler/state.py."""
+ATTR_STATE = "baton.state"
+"""State of a pool's workers."""
 ATTR_COST = "baton.cost"
 """Which fitted cost: prefill, step or transfer."""
 ATTR_PREDICTION_ERROR = "baton.prediction.error"
@@ -222,6 +228,19 @@ SLO_BURN_RATE = Metric(
     "How many times faster than allowed a class uses up its error budget, by window.",
 )
 
+POOL_WORKERS = Metric(
+    "baton.autoscaler.workers",
+    "{worker}",
+    "Workers of a pool by state: ready, starting, draining, failed.",
+)
+POOL_TARGET = Metric("baton.autoscaler.target", "{worker}", "Workers that a pool is to have.")
+SCALINGS = Metric(
+    "baton.autoscaler.scalings", "{change}", "Changes of a pool's size, by pool and reason."
+)
+SCALING_FAILURES = Metric(
+    "baton.autoscaler.failures", "{failure}", "Looks at which something was wrong."
+)
+
 METRICS = (
     TTFT, TPOT, DURATION, HTTP_DURATION, REQUESTS, SLO_REQUESTS, PREFILLS, CACHED_TOKENS,
     PREDICTED_CACHED_TOKENS, KV_BYTES, KV_SECONDS, ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED,
@@ -230,6 +249,7 @@ METRICS = (
     INDEX_DRIFT, COST_ERROR, LOOP_STALL,
     ADMISSION_VERDICTS, ADMISSION_DEGRADATIONS, ADMISSION_WAIT, ADMISSION_PERMITS,
     ADMISSION_QUEUED, WITHOUT_PERMIT, SLO_ATTAINMENT, SLO_BURN_RATE,
+    POOL_WORKERS, POOL_TARGET, SCALINGS, SCALING_FAILURES,
 )  # fmt: skip
 
 GAUGES = frozenset(

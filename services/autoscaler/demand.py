@@ -13,8 +13,7 @@ _SHAPE_MEMORY_REQUESTS = 200.0
 
 DEFAULT_OUTPUT_TOKENS = 128.0
 DEFAULT_PROMPT_TOKENS = 512.0
-DEFAULT_TARGET = 0.95
-HEADROOM = 1.0
+HEADROOM = 0.5
 """How many times the mean excess over the forecast is kept free."""
 
 
@@ -55,7 +54,7 @@ class DemandForecast:
     _local_tokens: float = 0.0
     _output_tokens: float = DEFAULT_OUTPUT_TOKENS
     _context_tokens: float = DEFAULT_PROMPT_TOKENS
-    bursts: Bursts = field(default_factory=lambda: Bursts(DEFAULT_TARGET))
+    bursts: Bursts = field(default_factory=Bursts)
     _last: Traffic | None = None
     _last_s: float = 0.0
     _before: float = 0.0
@@ -73,7 +72,7 @@ class DemandForecast:
         finished = traffic.finished - last.finished
         rate = remote / elapsed_s
         # Over two looks, since a burst may begin in the midst of one.
-        self.bursts.add(now_s, remote, (rate + self._before) / 2)
+        self.bursts.add(now_s, (rate + self._before) / 2)
         self.bursts.learn(traffic.ended - last.ended, traffic.met - last.met)
         self._before = rate
         self._remote.update(remote / elapsed_s, elapsed_s)

@@ -26,6 +26,10 @@ class ScalingPolicy(Protocol):
         """Returns the targets; `now_s` never goes back."""
         ...
 
+    def learn_start(self, start_s: float) -> None:
+        """Notes how many seconds the last worker took to get ready."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
@@ -67,6 +71,9 @@ class ThresholdPolicy:
         return Decision(
             self._target(now_s, Pool.PREFILL, fleet), self._target(now_s, Pool.DECODE, fleet)
         )
+
+    def learn_start(self, start_s: float) -> None:
+        """See ScalingPolicy: it knows no starts."""
 
     def _target(self, now_s: float, pool: Pool, fleet: FleetState) -> PoolTarget:
         state, thresholds = fleet.pool(pool), self._thresholds[pool]

@@ -24,7 +24,6 @@ SLO_MARGIN = 0.9
 KV_MARGIN = 0.85
 """Share of a KV pool that running sequences may fill by plan."""
 
-_MOST_WORKERS = 4096
 _MOST_SEQUENCES = 1024.0
 
 
@@ -36,15 +35,18 @@ class Slo:
     tpot_s: float
 
 
-def prefill_workers(load: Load, costs: CostModel, slo: Slo) -> int:
-    """Returns the fewest prefill workers under which the remote prompts meet the TTFT limit."""
+def prefill_workers(load: Load, costs: CostModel, slo: Slo, most: int) -> int:
+    """Returns the fewest prefill workers under which the remote prompts meet the TTFT limit.
+
+    More than `most` are not told apart: the answer is then larger than `most`.
+    """
     work = load.remote_work(costs)
     if work <= 0:
         return 0
     service_s = costs.prefill_s(round(load.remote_tokens), 0)
     room_s = max(SLO_MARGIN * slo.ttft_s - service_s, 0.1 * slo.ttft_s)
     workers = math.floor(work) + 1
-    while workers < _MOST_WORKERS and TAIL * wait_s(workers, work, service_s) > room_s:
+    while workers <= most and TAIL * wait_s(workers, work, service_s) > room_s:
         workers += 1
     return workers
 
@@ -52,7 +54,7 @@ def prefill_workers(load: Load, costs: CostModel, slo: Slo) -> int:
 def wait_s(workers: int, work: float, service_s: float) -> float:
     """Returns the mean wait where `work` seconds of work arrive per second; `work` < `workers`."""
     share = work / workers
-    queue = share ** (math.sqrt(2 * (workers + 1)) - 1) / (workers * (1 - share))
+    queue: float = share ** (math.sqrt(2 * (workers + 1)) - 1) / (workers * (1 - share))
     return VARIABILITY * queue * service_s
 
 

@@ -4,6 +4,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+from services.autoscaler.bursts import MEMORY_S, Bursts
 from services.autoscaler.demand import DemandForecast, Load
 from services.autoscaler.sizing import (
     SLO_MARGIN,
@@ -44,8 +45,9 @@ class SloSettings:
     prefill: Bounds
     decode: Bounds
     budget: int
-    hold_s: float = 120.0
+    hold_s: float = 60.0
     learn_s: float = 900.0
+    burst_memory_s: float = MEMORY_S
     cancel_after_s: float = 20.0
     start_s: float = 30.0
     flips: bool = True
@@ -100,19 +102,19 @@ class SloPolicy:
 
     def __init__(self, settings: SloSettings) -> None:
         self.settings = settings
-        self._demand = DemandForecast()
+        self._demand = DemandForecast(bursts=Bursts(settings.burst_memory_s))
         self._needs = {pool: NeedWindow() for pool in Pool}
         self._first_s = math.inf
 
     def learn_start(self, start_s: float) -> None:
-        """Notes how long the last worker took to get ready."""
+        """See ScalingPolicy."""
         mean_s = 0.7 * self.settings.start_s + 0.3 * start_s
         self.settings = replace(self.settings, start_s=mean_s)
 
     def decide(self, now_s: float, fleet: FleetState) -> Decision:
         """See ScalingPolicy."""
         if not fleet.is_fresh:
-            return Decision(*(self._stale(pool, fleet) for pool in Pool))
+            return Decision(self._stale(Pool.PREFILL, fleet), self._stale(Pool.DECODE, fleet))
         self._first_s = min(self._first_s, now_s)
         self._demand.look(now_s, fleet.traffic)
         load = self._demand.ahead(self.settings.start_s)
@@ -124,10 +126,21 @@ class SloPolicy:
         )
         for pool, need in needs.items():
             self._needs[pool].add(now_s, need, self.settings.hold_s)
-        targets = {
-            pool: self._target(now_s, pool, fleet.pool(pool), needs[pool]) for pool in Pool
-        }
-        return self._with_flips(now_s, fleet, targets)
+        targets = {pool: self._target(now_s, pool, fleet.pool(pool), needs[pool]) for pool in Pool}
+        return self._with_flips(now_s, fleet, self._affordable(fleet, targets))
+
+    def _affordable(
+        self, fleet: FleetState, targets: dict[Pool, PoolTarget]
+    ) -> dict[Pool, PoolTarget]:
+        """Grows no pool beyond what the other one, which may shrink later only, leaves."""
+        over = sum(target.replicas for target in targets.values()) - self.settings.budget
+        for pool, target in list(targets.items()):
+            least = max(fleet.pool(pool).replicas, self.settings.bounds(pool).minimum)
+            cut = min(over, max(0, target.replicas - least))
+            if cut > 0:
+                over -= cut
+                targets[pool] = PoolTarget(target.replicas - cut, Reason.BUDGET, target.numbers)
+        return targets
 
     def _stale(self, pool: Pool, fleet: FleetState) -> PoolTarget:
         replicas = self.settings.bounds(pool).clamp(fleet.pool(pool).replicas)
@@ -138,10 +151,10 @@ class SloPolicy:
     def _prefill_need(self, fleet: FleetState, load: Load) -> Need:
         pool, traffic, settings = fleet.prefill, fleet.traffic, self.settings
         costs = pool.costs
-        forecast = prefill_workers(load, costs, settings.slo)
+        forecast = prefill_workers(load, costs, settings.slo, settings.prefill.maximum)
         backlog_s = costs.queue_s(
             pool.queued_requests + traffic.waiting_requests,
-            pool.queued_tokens + traffic.waiting_tokens,
+            pool.queued_tokens + round(traffic.waiting_requests * traffic.tokens_per_request),
         )
         bursts = self._burst_workers(fleet, load)
         current = self._demand.ahead(0).remote_work(costs)
@@ -299,6 +312,8 @@ def safe_size(pool: Pool, state: PoolState, wished: int) -> int:
     decode worker is busy whenever a single stream runs, so there the KV pool tells.
     """
     measured = state.busy_share if pool is Pool.PREFILL else state.kv_used_share
+    if state.queued_requests > state.ready:
+        measured = 1.0
     return max(wished, math.ceil(state.ready * measured / SHRINK_LOAD - 1e-9))
 
 
@@ -310,4 +325,3 @@ def _flipped(plain: Decision, to: Pool, count: int, fleet: FleetState) -> Decisi
     given = PoolTarget(left, Reason.GIVES_AWAY, {**gives.numbers, "flips": count})
     both = {to: taken, giver: given}
     return Decision(both[Pool.PREFILL], both[Pool.DECODE], count, to)
-

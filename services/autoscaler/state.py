@@ -5,6 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from baton.latency import CostModel
+from baton.traffic import Traffic
+
+__all__ = [
+    "Bounds",
+    "Decision",
+    "FleetState",
+    "Pool",
+    "PoolState",
+    "PoolTarget",
+    "Reason",
+    "Traffic",
+]
 
 
 class Pool(enum.StrEnum):
@@ -48,34 +60,6 @@ class PoolState:
     def queue_per_worker(self) -> float:
         """Waiting requests per ready worker."""
         return self.queued_requests / max(1, self.ready)
-
-
-@dataclass(frozen=True, slots=True)
-class Traffic:
-    """What was offered to all routers so far: counters that only grow, and who waits now.
-
-    `remote_*` are prompts with more uncached tokens than go remote, `local_*` the others; tokens
-    are uncached ones. `output_tokens` and `context_tokens` (prompt plus half the answer) are sums
-    over `finished` requests, `met` of the `ended` ones met their limits. Rejected requests were
-    offered too and met nothing.
-    """
-
-    remote_requests: int = 0
-    remote_tokens: int = 0
-    local_requests: int = 0
-    local_tokens: int = 0
-    finished: int = 0
-    output_tokens: int = 0
-    context_tokens: int = 0
-    ended: int = 0
-    met: int = 0
-    waiting_requests: int = 0
-    waiting_tokens: int = 0
-
-    @property
-    def requests(self) -> int:
-        """All requests."""
-        return self.remote_requests + self.local_requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +113,8 @@ class Reason(enum.StrEnum):
     """Needs more than the workers that both pools may have together."""
     STALE = "STALE"
     """The figures are too old to decide by."""
+    MANUAL = "MANUAL"
+    """Somebody changed the pool at the orchestrator a while ago; not undone yet."""
     OVERRIDE = "OVERRIDE"
     """Somebody set it by hand."""
 

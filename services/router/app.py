@@ -26,6 +26,7 @@ from baton.state.prefix_index import PrefixIndex
 from baton.state.records import WorkerRecord, WorkerRole, new_incarnation
 from baton.state.registry import Registration
 from baton.state.shared_credits import CreditExchange
+from baton.state.traffic import TrafficMeter
 from baton.telemetry.names import STATE_AGE, WORKERS
 from baton.telemetry.providers import Telemetry
 from baton.v1 import router_pb2_grpc
@@ -93,7 +94,9 @@ async def running_router(
     explanations = Explanations()
     qos = config.qos
     book = RequestBook(Targets(qos.ttft_slo_ms / 1000, qos.tpot_slo_ms / 1000))
-    metrics = RouterMetrics(telemetry, model.name, explanations, book)
+    threshold = config.split_policy.prompt_length_threshold
+    traffic = TrafficMeter(threshold, lambda: book.waiting)
+    metrics = RouterMetrics(telemetry, model.name, explanations, book, traffic)
     dispatcher = Dispatcher(
         candidates=candidates,
         policy=make_policy(
@@ -105,7 +108,7 @@ async def running_router(
         credits=credits,
         suspects=suspects,
         telemetry=telemetry,
-        offload_above_tokens=config.split_policy.prompt_length_threshold,
+        offload_above_tokens=threshold,
         explanations=explanations,
         sessions=Sessions(),
     )
@@ -136,6 +139,8 @@ async def running_router(
         address = server.advertised(listening.advertise)
         registration = Registration(redis, _record(listening, address, model.name))
         await stack.enter_async_context(registration)
+        publishing = traffic.publish(redis, registration.record.incarnation)
+        await stack.enter_async_context(running(publishing))
         await stack.enter_async_context(running(_watch(fleet, candidates, server)))
         yield RouterApp(address, registration, fleet, index, permits, credits, metrics)
 

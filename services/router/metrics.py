@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from baton.errors import BatonError
 from baton.state.fleet import FleetView
 from baton.state.records import WorkerRole
+from baton.state.traffic import TrafficMeter
 from baton.telemetry import names
 from baton.telemetry.providers import Telemetry
 from baton.v1 import types_pb2
@@ -30,11 +31,13 @@ class RouterMetrics:
         model: str,
         explanations: Explanations,
         book: RequestBook,
+        traffic: TrafficMeter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._model = model
         self._explanations = explanations
         self._book = book
+        self.traffic = traffic or TrafficMeter(0)
         self._clock = clock
         self._ttft = telemetry.histogram(names.TTFT)
         self._tpot = telemetry.histogram(names.TPOT)
@@ -110,12 +113,21 @@ class RouterMetrics:
                 self._tpot.record(record.figures.tpot_s, common, record.exemplar)
         self._explain(record, common)
         self._log(record, duration_s)
-        if slo_outcome := self._book.ended(record):
+        slo_outcome = self._book.ended(record)
+        self._count_traffic(record, slo_outcome)
+        if slo_outcome:
             outcome_of_slo = {
                 names.ATTR_PRIORITY: record.priority_name,
                 names.ATTR_SLO_OUTCOME: slo_outcome,
             }
             self._slo_requests.add(1, outcome_of_slo)
+
+    def _count_traffic(self, record: RequestRecord, slo_outcome: str) -> None:
+        if slo_outcome:
+            self.traffic.ended(is_met=slo_outcome == "met")
+        if record.figures is not None and record.generation is not None:
+            generation = record.generation
+            self.traffic.finished(len(generation.input_ids), len(generation.tokens))
 
     def _explain(self, record: RequestRecord, common: dict[str, str]) -> None:
         generation = record.generation

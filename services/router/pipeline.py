@@ -72,9 +72,9 @@ class Pipeline:
             generation = await self._tokenized(incoming, deadline_s, traceparent_of(span))
             record.generation = generation
             tokenized_s = time.monotonic()
-            async with self._permits.permit(
-                self._need(incoming, generation), deadline_s, generation.traceparent
-            ) as permit:
+            need = self._need(incoming, generation)
+            self._metrics.traffic.offered(need.uncached_tokens)
+            async with self._permits.permit(need, deadline_s, generation.traceparent) as permit:
                 record.verdict = permit.verdict
                 if permit.verdict == QUEUED:
                     generation.cached = None  # caches have changed meanwhile
