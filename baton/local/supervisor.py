@@ -32,7 +32,7 @@ class Surroundings:
     plan: Plan
     redis_url: str
     redis: Redis
-    router_address: Callable[[], str]
+    router_address: Callable[[], str] = lambda: ""
     control_address: Callable[[], str] = lambda: ""
 
 

@@ -64,8 +64,6 @@ ATTR_POOL = "baton.pool"
 """Which pool: prefill or decode."""
 ATTR_REASON = "baton.reason"
 """Why a pool was resized: a reason of services/autoscaler/state.py."""
-ATTR_STATE = "baton.state"
-"""State of a pool's workers."""
 ATTR_COST = "baton.cost"
 """Which fitted cost: prefill, step or transfer."""
 ATTR_PREDICTION_ERROR = "baton.prediction.error"
@@ -256,12 +254,16 @@ GAUGES = frozenset(
     (
         ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED, KV_BLOCKS, KV_LEASES, KV_RESERVATIONS,
         QUEUED, STATE_AGE,
+        POOL_TARGET,
+        POOL_WORKERS,
         INDEX_DRIFT, COST_ERROR,
     )
 )  # fmt: skip
 """What is read at each export; counters only grow."""
 
 ATTRIBUTES: dict[str, str] = {
+    ATTR_POOL: "Worker pool: prefill or decode.",
+    ATTR_REASON: "Why a pool was resized, such as FORECAST.",
     ATTR_REQUEST_ID: "The request's name, as clients and logs know it. Spans only.",
     ATTR_PRIORITY: "low, normal or high.",
     ATTR_TENANT: "Who the request is for. Spans only.",
