@@ -9,6 +9,7 @@ rate is that of one cache as large as all pools together, in front of all reques
 """
 
 import asyncio
+import contextlib
 import os
 import tempfile
 import time
@@ -16,11 +17,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import median
+from typing import Annotated, Any, NamedTuple
 
 import typer
 import uvloop
+from matplotlib.figure import Figure
 
+from baton.client import RouterClient
+from baton.errors import InvalidRequestError
 from baton.rpc.link import Link
 from baton.rpc.links import ROUTER_LINK
 from baton.v1 import router_pb2, types_pb2
@@ -35,15 +40,28 @@ from sim.workload import SimRequest
 POLICIES = ("latency", "weighted", "least_loaded", "round_robin")
 WORKERS = 8
 KV_BLOCK = 16
-KV_MIB = 32
+KV_MIB = 64
 KV_BYTES_PER_TOKEN = 2048
-TOKEN_US = 1600.0
+TOKEN_US = 1300.0
 STEP_MS = 8.0
 _SHRINK = BLOCK_TOKENS // KV_BLOCK
 _LONGEST_TOKENS = 7000
 _WARM_PROMPTS = 480
 _WARM_CONCURRENCY = 16
 _TIMEOUT_S = 120.0
+_TRACE_ID = "trace-"
+
+
+class Prediction(NamedTuple):
+    """A TTFT as it was predicted at the placement, and as it came. Seconds."""
+
+    predicted_s: float
+    actual_s: float
+
+    @property
+    def error(self) -> float:
+        """The error as a share of what came."""
+        return abs(self.predicted_s - self.actual_s) / max(self.actual_s, 1e-9)
 
 
 @dataclass(slots=True)
@@ -116,12 +134,14 @@ class Mesh:
             ROUTER_LINK, address
         )
 
-    async def ask(self, ids: Sequence[int], output_tokens: int) -> Replayed:
+    async def ask(self, ids: Sequence[int], output_tokens: int, request_id: str = "") -> Replayed:
         """Sends one request and returns what became of it."""
         sampling = types_pb2.SamplingParams(
             max_tokens=output_tokens, temperature=0.0, ignore_eos=True
         )
-        start = router_pb2.GenerateRequest(input_ids=ids, sampling_params=sampling)
+        start = router_pb2.GenerateRequest(
+            request_id=request_id, input_ids=ids, sampling_params=sampling
+        )
         replayed = Replayed(len(ids))
         receiver = _Receiver(replayed)
         self._link.open(
@@ -143,10 +163,12 @@ class Mesh:
     async def replay(self, requests: Sequence[SimRequest]) -> list[Replayed]:
         """Sends every request at its moment, whatever became of those before."""
         prompts = [prompt_of(request, number) for number, request in enumerate(requests)]
-        begun_s, running = time.monotonic(), []
+        running: list[asyncio.Future[Replayed]] = []
+        begun_s = time.monotonic()
         for request, ids in zip(requests, prompts, strict=True):
             await asyncio.sleep(begun_s + request.arrival_s - time.monotonic())
-            running.append(asyncio.ensure_future(self.ask(ids, request.output_tokens)))
+            name = f"{_TRACE_ID}{len(running)}"
+            running.append(asyncio.ensure_future(self.ask(ids, request.output_tokens, name)))
         return list(await asyncio.gather(*running))
 
     async def close(self) -> None:
@@ -154,9 +176,42 @@ class Mesh:
         await self._link.close()
 
 
+async def predictions(address: str, requests: int) -> list[Prediction]:
+    """Returns what the router predicted for the requests of the trace, and what came of it."""
+    found = []
+    async with RouterClient(address) as client:
+        for number in range(requests):
+            with contextlib.suppress(InvalidRequestError):  # forgotten, if it was long ago
+                explained = await client.explain(f"{_TRACE_ID}{number}")
+                chosen, outcome = explained.decisions[0].chosen, explained.outcome
+                if outcome.HasField("prediction_error"):
+                    found.append(Prediction(_ttft_s(chosen), outcome.ttft.ToNanoseconds() / 1e9))
+    return found
+
+
+def _ttft_s(option: router_pb2.RoutingOption) -> float:
+    parts = (option.wait, option.prefill, option.transfer, option.admit)
+    return sum(part.ToNanoseconds() for part in parts) / 1e9
+
+
+def plot(found: Sequence[Prediction], path: Path) -> None:
+    """Draws predicted against actual TTFT, and how often the error is how large."""
+    figure = Figure(figsize=(10, 4.5), layout="tight")
+    scatter, error = figure.subplots(1, 2)
+    longest_s = max(max(it) for it in found)
+    scatter.plot([0, longest_s], [0, longest_s], color="grey", linewidth=1)
+    scatter.scatter([it.actual_s for it in found], [it.predicted_s for it in found], s=6)
+    scatter.set(xlabel="actual TTFT (s)", ylabel="predicted TTFT (s)")
+    errors = sorted(it.error for it in found)
+    shares = [(at + 1) / len(errors) for at in range(len(errors))]
+    error.plot(errors, shares)
+    error.set(xlabel="|predicted - actual| / actual", ylabel="share of requests", xlim=(0, 1.5))
+    figure.savefig(path, dpi=110)
+
+
 async def measure(
     policy: str, prefill: int, requests: Sequence[SimRequest], directory: Path
-) -> list[Replayed]:
+) -> tuple[list[Replayed], list[Prediction]]:
     """Replays the requests on a fresh mesh that routes by `policy`."""
     pace = ("--step-ms", str(STEP_MS), "--prefill-token-us", str(TOKEN_US), "--transfer-ms", "1")
     settings = {
@@ -174,7 +229,8 @@ async def measure(
         mesh = Mesh(running.router_address)
         try:
             await mesh.warm_up()
-            return await mesh.replay(requests)
+            replayed = await mesh.replay(requests)
+            return replayed, await predictions(running.router_address, len(requests))
         finally:
             await mesh.close()
 
@@ -209,6 +265,7 @@ def figures(results: dict[str, dict[str, Any]]) -> dict[str, float | None]:
         "best_other_p99_over_latency": quotients["p99"],
         "hit_rate": own["hit_rate"],
         "hit_share_of_best": own["hit_share_of_best"],
+        "prediction_error_p50": own.get("prediction_error_p50"),
     }
 
 
@@ -219,10 +276,11 @@ def main() -> None:
 
 def _command(
     trace: Annotated[Path | None, typer.Option(help="Mooncake's conversation trace.")] = None,
-    requests: Annotated[int, typer.Option(help="Requests of the trace.")] = 800,
-    rate: Annotated[float, typer.Option(help="Requests per second on average.")] = 8.0,
+    requests: Annotated[int, typer.Option(help="Requests of the trace.")] = 1200,
+    rate: Annotated[float, typer.Option(help="Requests per second on average.")] = 12.0,
     prefill: Annotated[int, typer.Option(help="Prefill workers among the eight.")] = 0,
     policies: Annotated[str, typer.Option(help="Policies, by commas.")] = ",".join(POLICIES),
+    plots: Annotated[Path | None, typer.Option(help="Folder for a plot of the error.")] = None,
     record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
 ) -> None:
     """Replay a trace under each policy."""
@@ -238,8 +296,12 @@ def _command(
     results: dict[str, dict[str, Any]] = {}
     for policy in policies.split(","):
         with tempfile.TemporaryDirectory() as temporary:
-            replayed = uvloop.run(measure(policy, prefill, work, Path(temporary)))
+            replayed, predicted = uvloop.run(measure(policy, prefill, work, Path(temporary)))
         results[policy] = summed(replayed, best)
+        if predicted:
+            results[policy]["prediction_error_p50"] = median(it.error for it in predicted)
+            if plots is not None:
+                plot(predicted, plots / "prediction-error.png")
         note(f"{policy:14} {results[policy]}")
     details = {
         "workers": {"prefill": prefill, "decode": WORKERS - prefill},

@@ -61,6 +61,9 @@ class BorrowedFleet(FleetView):
         """Leaves the reading to the one who was lent from."""
         await asyncio.Event().wait()
 
+    async def wait_synced(self, timeout_s: float = 5.0) -> None:
+        """Waits for nothing: where nobody reads, pairs are made when they are needed."""
+
 
 @asynccontextmanager
 async def running_workers(

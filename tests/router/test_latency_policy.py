@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from baton.latency import OUTPUT_TOKENS, TRUSTED_SAMPLES, CostModel
 from services.router.policies.latency import (
+    EXPLORE_SHARE,
     SLO_SHARE,
     LatencyPolicy,
     LatencySettings,
+    idle_and_slow,
     rank_decodes,
     rank_prefills,
 )
@@ -242,6 +244,35 @@ def test_full_prefill_workers_leave_local_prefill() -> None:
     decision = choose([full], [decode("d", decode_load=30)])
     assert decision.chosen is not None
     assert decision.chosen.prefill is None
+
+
+SLOW_COSTS = replace(COSTS, prefill=(0.1, 1e-2, 0.0), step=(0.1, 1e-3, 0.0))
+
+
+@pytest.mark.parametrize(
+    ("slow", "request_", "is_explored"),
+    [
+        pytest.param({}, PROMPT, True, id="idle"),
+        pytest.param({"decode_load": 1}, PROMPT, False, id="busy"),
+        pytest.param({"is_suspect": True}, PROMPT, False, id="suspect"),
+        pytest.param({}, replace(PROMPT, ttft_slo_s=9.0), False, id="request with a target"),
+    ],
+)
+def test_worker_that_was_slow_is_measured_again_now_and_then(
+    slow: dict[str, float], request_: RouteRequest, is_explored: bool
+) -> None:
+    router = policy()
+    fleet = [decode("a"), decode("b"), decode("slow", SLOW_COSTS, **slow)]
+    chosen = Counter(router.choose(request_, [], fleet).decode.worker_id for _ in range(2000))
+    share = chosen["slow"] / 2000
+    assert (EXPLORE_SHARE / 2 < share < 2 * EXPLORE_SHARE) if is_explored else share == 0
+
+
+def test_workers_that_are_alike_are_not_explored() -> None:
+    fleet = [decode("a"), decode("b", replace(COSTS, step=(0.012, 1e-3, 0.0))), decode("c")]
+    assert idle_and_slow(fleet) == []
+    fronts = [prefill("p"), prefill("q", SLOW_COSTS)]
+    assert [view.worker_id for view in idle_and_slow(fronts)] == ["q"]
 
 
 def test_least_loaded_and_power_of_two_compare_loads() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
-from baton.latency import interference_s, local_prefill_s
+from baton.latency import OUTPUT_TOKENS, interference_s, local_prefill_s
 from services.router.policy import (
     MAX_PREFILL_CANDIDATES,
     Decision,
@@ -43,6 +43,12 @@ SESSION_SLACK = 0.1
 
 SLO_SHARE = 0.9
 """Share of a target that a prediction may take: the rest is for its error."""
+
+EXPLORE_SHARE = 1 / 64
+"""Share of requests that may go to an idle worker that was measured slow, to measure it again."""
+
+SLOW = 2.0
+"""Slow is who takes this many times as long as the middle of its pool."""
 
 MAX_OPTIONS = 8
 """Options that a decision keeps to explain itself."""
@@ -90,9 +96,12 @@ class LatencyPolicy:
         decode: Sequence[DecodeView],
     ) -> Decision:
         """See RoutingPolicy."""
-        fronts = self._fronts(request, usable(prefill))
+        fronts = self._fronts(request, self._explored(request, usable(prefill)))
         decodes = self._decodes(
-            request, usable(decode), TIE * fronts.fastest_s, has_prefill=bool(fronts.all)
+            request,
+            self._explored(request, usable(decode)),
+            TIE * fronts.fastest_s,
+            has_prefill=bool(fronts.all),
         )
         options: list[Option] = []
         for view in decodes:
@@ -106,6 +115,18 @@ class LatencyPolicy:
             options=_kept(options, chosen),
             chosen=chosen,
         )
+
+    def _explored(self, request: RouteRequest, views: Sequence[View]) -> Sequence[View]:
+        """Returns the workers, or now and then only one that idles because it was slow once.
+
+        A worker that is never chosen is never measured, and so it would be slow for ever.
+        """
+        if len(views) < 2 or request.ttft_slo_s is not None or request.tpot_slo_s is not None:
+            return views
+        if self._rng.random() >= EXPLORE_SHARE:
+            return views
+        slow = idle_and_slow(views)
+        return [self._rng.choice(slow)] if slow else views
 
     def prefill_keys(self, view: PrefillView) -> tuple[float]:
         """Returns where a prefill worker stands; see `Standing`."""
@@ -308,6 +329,26 @@ class _Fronts(NamedTuple):
 
 def _missing_bytes(request: RouteRequest, decode: DecodeView) -> int:
     return max(0, request.prompt_tokens - decode.cached_tokens) * request.kv_bytes_per_token
+
+
+def idle_and_slow(views: Sequence[View]) -> list[View]:
+    """Returns the workers without work that take much longer than the middle of the pool."""
+    times = sorted(_typical_s(view) for view in views)
+    limit_s = SLOW * times[(len(times) - 1) // 2]
+    return [view for view in views if not _is_busy(view) and _typical_s(view) > limit_s]
+
+
+def _typical_s(view: PrefillView | DecodeView) -> float:
+    """Returns the seconds of a prompt and of the steps of an answer, as measured."""
+    costs = view.costs
+    compute_s = costs.prefill_s(_TYPICAL.prompt_tokens, 0)
+    if isinstance(view, PrefillView):
+        return compute_s
+    return compute_s + OUTPUT_TOKENS * costs.step_s(1, _TYPICAL.prompt_tokens)
+
+
+def _is_busy(view: PrefillView | DecodeView) -> bool:
+    return bool(view.queue_length or (isinstance(view, DecodeView) and view.decode_load))
 
 
 def wait_s(view: PrefillView | DecodeView) -> float:
