@@ -10,6 +10,7 @@ All requests of a client share one stream to the router (RouterService.Link): a 
 many pays for messages and not for a stream each. A reader that stalls stops its own answer only.
 """
 
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,11 +22,11 @@ from baton.errors import BatonError, InternalError, InvalidRequestError, Unavail
 from baton.requests import FinishReason, Priority, SamplingParams
 from baton.rpc.channels import MAX_MESSAGE_BYTES, open_channel
 from baton.rpc.link import PEER_LOST, LinkPool
-from baton.rpc.links import ROUTER_LINK
+from baton.rpc.links import DECODE_LINK, ROUTER_LINK
 from baton.rpc.pace import Pace
 from baton.rpc.sampling import sampling_message
 from baton.rpc.status import duration, from_rpc_error
-from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
+from baton.v1 import decode_link_pb2, router_pb2, router_pb2_grpc, types_pb2
 
 ROUTER_UNREACHABLE = "ROUTER_UNREACHABLE"
 """Reason of the UnavailableError for an address where no router answers."""
@@ -133,6 +134,9 @@ class RouterClient:
         self._links: LinkPool[router_pb2.RouterCommand, router_pb2.RouterEvent] = LinkPool(
             ROUTER_LINK, pace=pace
         )
+        self._decode_links: LinkPool[decode_link_pb2.DecodeCommand, decode_link_pb2.DecodeEvent] = (
+            LinkPool(DECODE_LINK, pace=pace)
+        )
         self._channel = open_channel(address)
         self._stub = router_pb2_grpc.RouterServiceStub(self._channel)
 
@@ -146,6 +150,7 @@ class RouterClient:
         traceback: TracebackType | None,
     ) -> None:
         await self._links.close()
+        await self._decode_links.close()
         await self._channel.close()
 
     async def generate(
@@ -175,6 +180,46 @@ class RouterClient:
             raise self._unreachable(error.message) from error
         if not is_complete:
             raise InternalError("the router ended the stream without a completion")
+
+    async def direct(
+        self, prompt: Prompt, options: RequestOptions | None = None
+    ) -> AsyncIterator[Chunk]:
+        """Streams the answer's tokens, without text, from the decode worker itself.
+
+        For clients in the fleet's network: the router checks, admits and places the request but
+        does not see its tokens, and does not move it when the worker fails. Leaving the loop early
+        cancels the request. Raises a BatonError.
+        """
+        options = options or RequestOptions()
+        asked = router_pb2.RouterCommand(start=_request(prompt, options), wants_ticket=True)
+        begun_s = time.monotonic()
+        link = self._links.link(self.address)
+        async with link.open(
+            asked, timeout_s=options.timeout_s, traceparent=options.traceparent
+        ) as request:
+            ticket = (await anext(request)).ticket
+            left_s = options.timeout_s - (time.monotonic() - begun_s)
+            start = decode_link_pb2.DecodeCommand(start=ticket.start)
+            decode = self._decode_links.link(ticket.decode_address)
+            report = router_pb2.DirectReport()
+            async with decode.open(
+                start, timeout_s=left_s, traceparent=options.traceparent
+            ) as events:
+                async for event in events:
+                    kind = event.WhichOneof("event")
+                    if kind == "prefilled":
+                        request.send(router_pb2.RouterCommand(report=router_pb2.DirectReport()))
+                    elif kind == "finished":
+                        report.finish_reason = event.finished.finish_reason
+                    elif kind == "tokens":
+                        report.total_s = time.monotonic() - begun_s
+                        report.ttft_s = report.ttft_s or report.total_s
+                        report.output_tokens += len(event.tokens.output_ids)
+                        tokens = event.tokens
+                        yield Chunk("", tuple(tokens.output_ids), tuple(tokens.logprobs))
+            request.send(router_pb2.RouterCommand(report=report))
+            async for _ in request:
+                pass
 
     async def models(self) -> tuple[router_pb2.Model, ...]:
         """Returns the models that the fleet serves."""

@@ -22,79 +22,84 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from baton.v1 import decode_link_pb2 as baton_dot_v1_dot_decode__link__pb2
 from baton.v1 import link_pb2 as baton_dot_v1_dot_link__pb2
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/router.proto\x12\x08\x62\x61ton.v1\x1a\x13\x62\x61ton/v1/link.proto\x1a\x14\x62\x61ton/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"W\n\x03Slo\x12\'\n\x04ttft\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04tpot\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb9\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\'\n\x08messages\x18\x04 \x03(\x0b\x32\x15.baton.v1.ChatMessage\x12\x11\n\tinput_ids\x18\x05 \x03(\x07\x12\x31\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12$\n\x08priority\x18\x07 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x1a\n\x03slo\x18\x08 \x01(\x0b\x32\r.baton.v1.Slo\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x12\n\ncache_salt\x18\x0b \x01(\tB\x07\n\x05_text\"t\n\x10GenerateResponse\x12(\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x17.baton.v1.GenerateChunkH\x00\x12.\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1a.baton.v1.GenerateCompleteH\x00\x42\x06\n\x04part\"C\n\rGenerateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\noutput_ids\x18\x02 \x03(\x07\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\xed\x01\n\x10GenerateComplete\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x04 \x01(\x0b\x32\x0f.baton.v1.Usage\x12)\n\x06timing\x18\x05 \x01(\x0b\x32\x19.baton.v1.TimingBreakdown\x12&\n\tplacement\x18\x06 \x01(\x0b\x32\x13.baton.v1.Placement\x12\x14\n\x0c\x64\x65gradations\x18\x07 \x03(\t\"\xab\x01\n\tPlacement\x12\x19\n\x11prefill_worker_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x02 \x01(\t\x12+\n\x0cprefill_mode\x18\x03 \x01(\x0e\x32\x15.baton.v1.PrefillMode\x12\x16\n\x0eprefill_reason\x18\x04 \x01(\t\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x04\x12\x12\n\nmigrations\x18\x06 \x01(\r\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Model\"A\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nblock_size\x18\x03 \x01(\r\"\x11\n\x0fGetFleetRequest\"\xe3\x01\n\x10GetFleetResponse\x12%\n\x07workers\x18\x01 \x03(\x0b\x32\x14.baton.v1.WorkerInfo\x12,\n\tstate_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61\x63tive_requests\x18\x03 \x01(\r\x12\x1a\n\x12\x61\x64mission_services\x18\x04 \x01(\r\x12\x1f\n\x17requests_without_permit\x18\x05 \x01(\x04\x12$\n\x03slo\x18\x06 \x03(\x0b\x32\x17.baton.v1.SloAttainment\"\xdb\x01\n\rSloAttainment\x12$\n\x08priority\x18\x01 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12)\n\x06window\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x17\n\x0fttft_attainment\x18\x05 \x01(\x01\x12\x17\n\x0ftpot_attainment\x18\x06 \x01(\x01\x12\x12\n\nattainment\x18\x07 \x01(\x01\x12\x11\n\tburn_rate\x18\x08 \x01(\x01\":\n\x0cRouteRequest\x12*\n\x07request\x18\x01 \x01(\x0b\x32\x19.baton.v1.GenerateRequest\"<\n\rRouteResponse\x12+\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x19.baton.v1.RoutingDecision\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"~\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\tdecisions\x18\x02 \x03(\x0b\x32\x19.baton.v1.RoutingDecision\x12)\n\x07outcome\x18\x03 \x01(\x0b\x32\x18.baton.v1.RoutingOutcome\"\x97\x02\n\x0fRoutingDecision\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12.\n\ndecided_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12&\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x16.baton.v1.RoutedWorker\x12\x32\n\x12prefill_candidates\x18\x05 \x03(\x0b\x32\x16.baton.v1.RoutedWorker\x12\'\n\x06\x63hosen\x18\x06 \x01(\x0b\x32\x17.baton.v1.RoutingOption\x12(\n\x07options\x18\x07 \x03(\x0b\x32\x17.baton.v1.RoutingOption\"\x92\x01\n\x0cRoutedWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x14\n\x0cqueue_length\x18\x05 \x01(\r\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"\xf3\x02\n\rRoutingOption\x12\x19\n\x11prefill_worker_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08transfer\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05\x61\x64mit\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04tpot\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cinterference\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04\x63ost\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc8\x02\n\x0eRoutingOutcome\x12\x12\n\nerror_type\x18\x01 \x01(\t\x12&\n\tplacement\x18\x02 \x01(\x0b\x32\x13.baton.v1.Placement\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\'\n\x04ttft\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04tpot\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10prediction_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12-\n\nlocal_ttft\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bremote_ttft\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\n\x11_prediction_error\"E\n\x18RouterServiceLinkRequest\x12)\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x17.baton.v1.RouterCommand\"B\n\x19RouterServiceLinkResponse\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.baton.v1.RouterEvent\"\xd1\x01\n\rRouterCommand\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.baton.v1.LinkContext\x12*\n\x05start\x18\x03 \x01(\x0b\x32\x19.baton.v1.GenerateRequestH\x00\x12&\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x14.baton.v1.LinkCancelH\x00\x12&\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x14.baton.v1.LinkCreditH\x00\x42\t\n\x07\x63ommand\"\xa5\x01\n\x0bRouterEvent\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.baton.v1.GenerateChunkH\x00\x12.\n\x08\x63omplete\x18\x03 \x01(\x0b\x32\x1a.baton.v1.GenerateCompleteH\x00\x12 \n\x03\x65nd\x18\x04 \x01(\x0b\x32\x11.baton.v1.LinkEndH\x00\x42\x07\n\x05\x65vent\"$\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\x91\x01\n\x14ListRequestsResponse\x12*\n\x08requests\x18\x01 \x03(\x0b\x32\x18.baton.v1.RequestSummary\x12-\n\nattainment\x18\x02 \x03(\x0b\x32\x19.baton.v1.AttainmentCount\x12\x1e\n\x07targets\x18\x03 \x01(\x0b\x32\r.baton.v1.Slo\"\xd2\x03\n\x0eRequestSummary\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\narrived_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05stage\x18\x03 \x01(\x0e\x32\x16.baton.v1.RequestStage\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x19\n\x11\x61\x64mission_verdict\x18\x06 \x01(\t\x12\x12\n\nerror_type\x18\x07 \x01(\t\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x1e\n\x05usage\x18\t \x01(\x0b\x32\x0f.baton.v1.Usage\x12&\n\tplacement\x18\n \x01(\x0b\x32\x13.baton.v1.Placement\x12)\n\x06timing\x18\x0b \x01(\x0b\x32\x19.baton.v1.TimingBreakdown\x12\x31\n\x0epredicted_ttft\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x0bmet_targets\x18\r \x01(\x08H\x00\x88\x01\x01\x12\x10\n\x08trace_id\x18\x0e \x01(\tB\x0e\n\x0c_met_targets\"U\n\x0f\x41ttainmentCount\x12$\n\x08priority\x18\x01 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x0f\n\x07offered\x18\x02 \x01(\x04\x12\x0b\n\x03met\x18\x03 \x01(\x04*\xb4\x01\n\x0cRequestStage\x12\x1d\n\x19REQUEST_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REQUEST_STAGE_TOKENIZE\x10\x01\x12\x1b\n\x17REQUEST_STAGE_ADMISSION\x10\x02\x12\x19\n\x15REQUEST_STAGE_PREFILL\x10\x03\x12\x18\n\x14REQUEST_STAGE_DECODE\x10\x04\x12\x17\n\x13REQUEST_STAGE_ENDED\x10\x05\x32\xfe\x03\n\rRouterService\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12S\n\x04Link\x12\".baton.v1.RouterServiceLinkRequest\x1a#.baton.v1.RouterServiceLinkResponse(\x01\x30\x01\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponse\x12\x41\n\x08GetFleet\x12\x19.baton.v1.GetFleetRequest\x1a\x1a.baton.v1.GetFleetResponse\x12\x38\n\x05Route\x12\x16.baton.v1.RouteRequest\x1a\x17.baton.v1.RouteResponse\x12>\n\x07\x45xplain\x12\x18.baton.v1.ExplainRequest\x1a\x19.baton.v1.ExplainResponse\x12M\n\x0cListRequests\x12\x1d.baton.v1.ListRequestsRequest\x1a\x1e.baton.v1.ListRequestsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x61ton/v1/router.proto\x12\x08\x62\x61ton.v1\x1a\x1a\x62\x61ton/v1/decode_link.proto\x1a\x13\x62\x61ton/v1/link.proto\x1a\x14\x62\x61ton/v1/types.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"W\n\x03Slo\x12\'\n\x04ttft\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04tpot\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb9\x02\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\x04text\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\'\n\x08messages\x18\x04 \x03(\x0b\x32\x15.baton.v1.ChatMessage\x12\x11\n\tinput_ids\x18\x05 \x03(\x07\x12\x31\n\x0fsampling_params\x18\x06 \x01(\x0b\x32\x18.baton.v1.SamplingParams\x12$\n\x08priority\x18\x07 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x1a\n\x03slo\x18\x08 \x01(\x0b\x32\r.baton.v1.Slo\x12\x0e\n\x06tenant\x18\t \x01(\t\x12\x12\n\nsession_id\x18\n \x01(\t\x12\x12\n\ncache_salt\x18\x0b \x01(\tB\x07\n\x05_text\"t\n\x10GenerateResponse\x12(\n\x05\x63hunk\x18\x01 \x01(\x0b\x32\x17.baton.v1.GenerateChunkH\x00\x12.\n\x08\x63omplete\x18\x02 \x01(\x0b\x32\x1a.baton.v1.GenerateCompleteH\x00\x42\x06\n\x04part\"C\n\rGenerateChunk\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\noutput_ids\x18\x02 \x03(\x07\x12\x10\n\x08logprobs\x18\x03 \x03(\x02\"\xed\x01\n\x10GenerateComplete\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12-\n\rfinish_reason\x18\x03 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x1e\n\x05usage\x18\x04 \x01(\x0b\x32\x0f.baton.v1.Usage\x12)\n\x06timing\x18\x05 \x01(\x0b\x32\x19.baton.v1.TimingBreakdown\x12&\n\tplacement\x18\x06 \x01(\x0b\x32\x13.baton.v1.Placement\x12\x14\n\x0c\x64\x65gradations\x18\x07 \x03(\t\"\xab\x01\n\tPlacement\x12\x19\n\x11prefill_worker_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x02 \x01(\t\x12+\n\x0cprefill_mode\x18\x03 \x01(\x0e\x32\x15.baton.v1.PrefillMode\x12\x16\n\x0eprefill_reason\x18\x04 \x01(\t\x12\x10\n\x08kv_bytes\x18\x05 \x01(\x04\x12\x12\n\nmigrations\x18\x06 \x01(\r\"\x13\n\x11ListModelsRequest\"5\n\x12ListModelsResponse\x12\x1f\n\x06models\x18\x01 \x03(\x0b\x32\x0f.baton.v1.Model\"A\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x02 \x01(\r\x12\x12\n\nblock_size\x18\x03 \x01(\r\"\x11\n\x0fGetFleetRequest\"\xe3\x01\n\x10GetFleetResponse\x12%\n\x07workers\x18\x01 \x03(\x0b\x32\x14.baton.v1.WorkerInfo\x12,\n\tstate_age\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x0f\x61\x63tive_requests\x18\x03 \x01(\r\x12\x1a\n\x12\x61\x64mission_services\x18\x04 \x01(\r\x12\x1f\n\x17requests_without_permit\x18\x05 \x01(\x04\x12$\n\x03slo\x18\x06 \x03(\x0b\x32\x17.baton.v1.SloAttainment\"\xdb\x01\n\rSloAttainment\x12$\n\x08priority\x18\x01 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12)\n\x06window\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08requests\x18\x04 \x01(\x04\x12\x17\n\x0fttft_attainment\x18\x05 \x01(\x01\x12\x17\n\x0ftpot_attainment\x18\x06 \x01(\x01\x12\x12\n\nattainment\x18\x07 \x01(\x01\x12\x11\n\tburn_rate\x18\x08 \x01(\x01\":\n\x0cRouteRequest\x12*\n\x07request\x18\x01 \x01(\x0b\x32\x19.baton.v1.GenerateRequest\"<\n\rRouteResponse\x12+\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x19.baton.v1.RoutingDecision\"$\n\x0e\x45xplainRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"~\n\x0f\x45xplainResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\tdecisions\x18\x02 \x03(\x0b\x32\x19.baton.v1.RoutingDecision\x12)\n\x07outcome\x18\x03 \x01(\x0b\x32\x18.baton.v1.RoutingOutcome\"\x97\x02\n\x0fRoutingDecision\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12.\n\ndecided_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\x12&\n\x06\x64\x65\x63ode\x18\x04 \x01(\x0b\x32\x16.baton.v1.RoutedWorker\x12\x32\n\x12prefill_candidates\x18\x05 \x03(\x0b\x32\x16.baton.v1.RoutedWorker\x12\'\n\x06\x63hosen\x18\x06 \x01(\x0b\x32\x17.baton.v1.RoutingOption\x12(\n\x07options\x18\x07 \x03(\x0b\x32\x17.baton.v1.RoutingOption\"\x92\x01\n\x0cRoutedWorker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x15\n\rcached_tokens\x18\x04 \x01(\r\x12\x14\n\x0cqueue_length\x18\x05 \x01(\r\x12\x12\n\x05score\x18\x06 \x01(\x01H\x00\x88\x01\x01\x42\x08\n\x06_score\"\xf3\x02\n\rRoutingOption\x12\x19\n\x11prefill_worker_id\x18\x01 \x01(\t\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x02 \x01(\t\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07prefill\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08transfer\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05\x61\x64mit\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04tpot\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cinterference\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04\x63ost\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"\xc8\x02\n\x0eRoutingOutcome\x12\x12\n\nerror_type\x18\x01 \x01(\t\x12&\n\tplacement\x18\x02 \x01(\x0b\x32\x13.baton.v1.Placement\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\x12\'\n\x04ttft\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\'\n\x04tpot\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10prediction_error\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12-\n\nlocal_ttft\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bremote_ttft\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x13\n\x11_prediction_error\"E\n\x18RouterServiceLinkRequest\x12)\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x17.baton.v1.RouterCommand\"B\n\x19RouterServiceLinkResponse\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.baton.v1.RouterEvent\"\x91\x02\n\rRouterCommand\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.baton.v1.LinkContext\x12*\n\x05start\x18\x03 \x01(\x0b\x32\x19.baton.v1.GenerateRequestH\x00\x12&\n\x06\x63\x61ncel\x18\x04 \x01(\x0b\x32\x14.baton.v1.LinkCancelH\x00\x12&\n\x06\x63redit\x18\x05 \x01(\x0b\x32\x14.baton.v1.LinkCreditH\x00\x12(\n\x06report\x18\x07 \x01(\x0b\x32\x16.baton.v1.DirectReportH\x00\x12\x14\n\x0cwants_ticket\x18\x06 \x01(\x08\x42\t\n\x07\x63ommand\"f\n\x0c\x44irectTicket\x12\x18\n\x10\x64\x65\x63ode_worker_id\x18\x01 \x01(\t\x12\x16\n\x0e\x64\x65\x63ode_address\x18\x02 \x01(\t\x12$\n\x05start\x18\x03 \x01(\x0b\x32\x15.baton.v1.DecodeStart\"u\n\x0c\x44irectReport\x12-\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x16.baton.v1.FinishReason\x12\x15\n\routput_tokens\x18\x02 \x01(\r\x12\x0e\n\x06ttft_s\x18\x03 \x01(\x01\x12\x0f\n\x07total_s\x18\x04 \x01(\x01\"\xcf\x01\n\x0bRouterEvent\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12(\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x17.baton.v1.GenerateChunkH\x00\x12.\n\x08\x63omplete\x18\x03 \x01(\x0b\x32\x1a.baton.v1.GenerateCompleteH\x00\x12 \n\x03\x65nd\x18\x04 \x01(\x0b\x32\x11.baton.v1.LinkEndH\x00\x12(\n\x06ticket\x18\x05 \x01(\x0b\x32\x16.baton.v1.DirectTicketH\x00\x42\x07\n\x05\x65vent\"$\n\x13ListRequestsRequest\x12\r\n\x05limit\x18\x01 \x01(\r\"\x91\x01\n\x14ListRequestsResponse\x12*\n\x08requests\x18\x01 \x03(\x0b\x32\x18.baton.v1.RequestSummary\x12-\n\nattainment\x18\x02 \x03(\x0b\x32\x19.baton.v1.AttainmentCount\x12\x1e\n\x07targets\x18\x03 \x01(\x0b\x32\r.baton.v1.Slo\"\xd2\x03\n\x0eRequestSummary\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12.\n\narrived_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\x05stage\x18\x03 \x01(\x0e\x32\x16.baton.v1.RequestStage\x12$\n\x08priority\x18\x04 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x19\n\x11\x61\x64mission_verdict\x18\x06 \x01(\t\x12\x12\n\nerror_type\x18\x07 \x01(\t\x12\x0e\n\x06policy\x18\x08 \x01(\t\x12\x1e\n\x05usage\x18\t \x01(\x0b\x32\x0f.baton.v1.Usage\x12&\n\tplacement\x18\n \x01(\x0b\x32\x13.baton.v1.Placement\x12)\n\x06timing\x18\x0b \x01(\x0b\x32\x19.baton.v1.TimingBreakdown\x12\x31\n\x0epredicted_ttft\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x0bmet_targets\x18\r \x01(\x08H\x00\x88\x01\x01\x12\x10\n\x08trace_id\x18\x0e \x01(\tB\x0e\n\x0c_met_targets\"U\n\x0f\x41ttainmentCount\x12$\n\x08priority\x18\x01 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x0f\n\x07offered\x18\x02 \x01(\x04\x12\x0b\n\x03met\x18\x03 \x01(\x04*\xb4\x01\n\x0cRequestStage\x12\x1d\n\x19REQUEST_STAGE_UNSPECIFIED\x10\x00\x12\x1a\n\x16REQUEST_STAGE_TOKENIZE\x10\x01\x12\x1b\n\x17REQUEST_STAGE_ADMISSION\x10\x02\x12\x19\n\x15REQUEST_STAGE_PREFILL\x10\x03\x12\x18\n\x14REQUEST_STAGE_DECODE\x10\x04\x12\x17\n\x13REQUEST_STAGE_ENDED\x10\x05\x32\xfe\x03\n\rRouterService\x12\x43\n\x08Generate\x12\x19.baton.v1.GenerateRequest\x1a\x1a.baton.v1.GenerateResponse0\x01\x12S\n\x04Link\x12\".baton.v1.RouterServiceLinkRequest\x1a#.baton.v1.RouterServiceLinkResponse(\x01\x30\x01\x12G\n\nListModels\x12\x1b.baton.v1.ListModelsRequest\x1a\x1c.baton.v1.ListModelsResponse\x12\x41\n\x08GetFleet\x12\x19.baton.v1.GetFleetRequest\x1a\x1a.baton.v1.GetFleetResponse\x12\x38\n\x05Route\x12\x16.baton.v1.RouteRequest\x1a\x17.baton.v1.RouteResponse\x12>\n\x07\x45xplain\x12\x18.baton.v1.ExplainRequest\x1a\x19.baton.v1.ExplainResponse\x12M\n\x0cListRequests\x12\x1d.baton.v1.ListRequestsRequest\x1a\x1e.baton.v1.ListRequestsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'baton.v1.router_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REQUESTSTAGE']._serialized_start=4495
-  _globals['_REQUESTSTAGE']._serialized_end=4675
-  _globals['_CHATMESSAGE']._serialized_start=143
-  _globals['_CHATMESSAGE']._serialized_end=187
-  _globals['_SLO']._serialized_start=189
-  _globals['_SLO']._serialized_end=276
-  _globals['_GENERATEREQUEST']._serialized_start=279
-  _globals['_GENERATEREQUEST']._serialized_end=592
-  _globals['_GENERATERESPONSE']._serialized_start=594
-  _globals['_GENERATERESPONSE']._serialized_end=710
-  _globals['_GENERATECHUNK']._serialized_start=712
-  _globals['_GENERATECHUNK']._serialized_end=779
-  _globals['_GENERATECOMPLETE']._serialized_start=782
-  _globals['_GENERATECOMPLETE']._serialized_end=1019
-  _globals['_PLACEMENT']._serialized_start=1022
-  _globals['_PLACEMENT']._serialized_end=1193
-  _globals['_LISTMODELSREQUEST']._serialized_start=1195
-  _globals['_LISTMODELSREQUEST']._serialized_end=1214
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1216
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1269
-  _globals['_MODEL']._serialized_start=1271
-  _globals['_MODEL']._serialized_end=1336
-  _globals['_GETFLEETREQUEST']._serialized_start=1338
-  _globals['_GETFLEETREQUEST']._serialized_end=1355
-  _globals['_GETFLEETRESPONSE']._serialized_start=1358
-  _globals['_GETFLEETRESPONSE']._serialized_end=1585
-  _globals['_SLOATTAINMENT']._serialized_start=1588
-  _globals['_SLOATTAINMENT']._serialized_end=1807
-  _globals['_ROUTEREQUEST']._serialized_start=1809
-  _globals['_ROUTEREQUEST']._serialized_end=1867
-  _globals['_ROUTERESPONSE']._serialized_start=1869
-  _globals['_ROUTERESPONSE']._serialized_end=1929
-  _globals['_EXPLAINREQUEST']._serialized_start=1931
-  _globals['_EXPLAINREQUEST']._serialized_end=1967
-  _globals['_EXPLAINRESPONSE']._serialized_start=1969
-  _globals['_EXPLAINRESPONSE']._serialized_end=2095
-  _globals['_ROUTINGDECISION']._serialized_start=2098
-  _globals['_ROUTINGDECISION']._serialized_end=2377
-  _globals['_ROUTEDWORKER']._serialized_start=2380
-  _globals['_ROUTEDWORKER']._serialized_end=2526
-  _globals['_ROUTINGOPTION']._serialized_start=2529
-  _globals['_ROUTINGOPTION']._serialized_end=2900
-  _globals['_ROUTINGOUTCOME']._serialized_start=2903
-  _globals['_ROUTINGOUTCOME']._serialized_end=3231
-  _globals['_ROUTERSERVICELINKREQUEST']._serialized_start=3233
-  _globals['_ROUTERSERVICELINKREQUEST']._serialized_end=3302
-  _globals['_ROUTERSERVICELINKRESPONSE']._serialized_start=3304
-  _globals['_ROUTERSERVICELINKRESPONSE']._serialized_end=3370
-  _globals['_ROUTERCOMMAND']._serialized_start=3373
-  _globals['_ROUTERCOMMAND']._serialized_end=3582
-  _globals['_ROUTEREVENT']._serialized_start=3585
-  _globals['_ROUTEREVENT']._serialized_end=3750
-  _globals['_LISTREQUESTSREQUEST']._serialized_start=3752
-  _globals['_LISTREQUESTSREQUEST']._serialized_end=3788
-  _globals['_LISTREQUESTSRESPONSE']._serialized_start=3791
-  _globals['_LISTREQUESTSRESPONSE']._serialized_end=3936
-  _globals['_REQUESTSUMMARY']._serialized_start=3939
-  _globals['_REQUESTSUMMARY']._serialized_end=4405
-  _globals['_ATTAINMENTCOUNT']._serialized_start=4407
-  _globals['_ATTAINMENTCOUNT']._serialized_end=4492
-  _globals['_ROUTERSERVICE']._serialized_start=4678
-  _globals['_ROUTERSERVICE']._serialized_end=5188
+  _globals['_REQUESTSTAGE']._serialized_start=4852
+  _globals['_REQUESTSTAGE']._serialized_end=5032
+  _globals['_CHATMESSAGE']._serialized_start=171
+  _globals['_CHATMESSAGE']._serialized_end=215
+  _globals['_SLO']._serialized_start=217
+  _globals['_SLO']._serialized_end=304
+  _globals['_GENERATEREQUEST']._serialized_start=307
+  _globals['_GENERATEREQUEST']._serialized_end=620
+  _globals['_GENERATERESPONSE']._serialized_start=622
+  _globals['_GENERATERESPONSE']._serialized_end=738
+  _globals['_GENERATECHUNK']._serialized_start=740
+  _globals['_GENERATECHUNK']._serialized_end=807
+  _globals['_GENERATECOMPLETE']._serialized_start=810
+  _globals['_GENERATECOMPLETE']._serialized_end=1047
+  _globals['_PLACEMENT']._serialized_start=1050
+  _globals['_PLACEMENT']._serialized_end=1221
+  _globals['_LISTMODELSREQUEST']._serialized_start=1223
+  _globals['_LISTMODELSREQUEST']._serialized_end=1242
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1244
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1297
+  _globals['_MODEL']._serialized_start=1299
+  _globals['_MODEL']._serialized_end=1364
+  _globals['_GETFLEETREQUEST']._serialized_start=1366
+  _globals['_GETFLEETREQUEST']._serialized_end=1383
+  _globals['_GETFLEETRESPONSE']._serialized_start=1386
+  _globals['_GETFLEETRESPONSE']._serialized_end=1613
+  _globals['_SLOATTAINMENT']._serialized_start=1616
+  _globals['_SLOATTAINMENT']._serialized_end=1835
+  _globals['_ROUTEREQUEST']._serialized_start=1837
+  _globals['_ROUTEREQUEST']._serialized_end=1895
+  _globals['_ROUTERESPONSE']._serialized_start=1897
+  _globals['_ROUTERESPONSE']._serialized_end=1957
+  _globals['_EXPLAINREQUEST']._serialized_start=1959
+  _globals['_EXPLAINREQUEST']._serialized_end=1995
+  _globals['_EXPLAINRESPONSE']._serialized_start=1997
+  _globals['_EXPLAINRESPONSE']._serialized_end=2123
+  _globals['_ROUTINGDECISION']._serialized_start=2126
+  _globals['_ROUTINGDECISION']._serialized_end=2405
+  _globals['_ROUTEDWORKER']._serialized_start=2408
+  _globals['_ROUTEDWORKER']._serialized_end=2554
+  _globals['_ROUTINGOPTION']._serialized_start=2557
+  _globals['_ROUTINGOPTION']._serialized_end=2928
+  _globals['_ROUTINGOUTCOME']._serialized_start=2931
+  _globals['_ROUTINGOUTCOME']._serialized_end=3259
+  _globals['_ROUTERSERVICELINKREQUEST']._serialized_start=3261
+  _globals['_ROUTERSERVICELINKREQUEST']._serialized_end=3330
+  _globals['_ROUTERSERVICELINKRESPONSE']._serialized_start=3332
+  _globals['_ROUTERSERVICELINKRESPONSE']._serialized_end=3398
+  _globals['_ROUTERCOMMAND']._serialized_start=3401
+  _globals['_ROUTERCOMMAND']._serialized_end=3674
+  _globals['_DIRECTTICKET']._serialized_start=3676
+  _globals['_DIRECTTICKET']._serialized_end=3778
+  _globals['_DIRECTREPORT']._serialized_start=3780
+  _globals['_DIRECTREPORT']._serialized_end=3897
+  _globals['_ROUTEREVENT']._serialized_start=3900
+  _globals['_ROUTEREVENT']._serialized_end=4107
+  _globals['_LISTREQUESTSREQUEST']._serialized_start=4109
+  _globals['_LISTREQUESTSREQUEST']._serialized_end=4145
+  _globals['_LISTREQUESTSRESPONSE']._serialized_start=4148
+  _globals['_LISTREQUESTSRESPONSE']._serialized_end=4293
+  _globals['_REQUESTSUMMARY']._serialized_start=4296
+  _globals['_REQUESTSUMMARY']._serialized_end=4762
+  _globals['_ATTAINMENTCOUNT']._serialized_start=4764
+  _globals['_ATTAINMENTCOUNT']._serialized_end=4849
+  _globals['_ROUTERSERVICE']._serialized_start=5035
+  _globals['_ROUTERSERVICE']._serialized_end=5545
 # @@protoc_insertion_point(module_scope)

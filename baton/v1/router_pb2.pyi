@@ -5,6 +5,7 @@ The public door of the mesh: clients in any language call this service.
 See types.proto for the evolution policy.
 """
 
+from baton.v1 import decode_link_pb2 as _decode_link_pb2
 from baton.v1 import link_pb2 as _link_pb2
 from baton.v1 import types_pb2 as _types_pb2
 from collections import abc as _abc
@@ -938,8 +939,15 @@ class RouterCommand(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     CREDIT_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
+    WANTS_TICKET_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """Names the request on this link; never reused while the link lives."""
+    wants_ticket: _builtins.bool
+    """With start: the client, a trusted one in the fleet's network, wants to run the request
+    at the decode worker itself. It gets a ticket instead of chunks, and holds permit and
+    credits until it ends the request. Nobody moves it to another worker after a failure.
+    """
     @_builtins.property
     def context(self) -> _link_pb2.LinkContext:
         """Only on the frame that opens the request."""
@@ -956,6 +964,10 @@ class RouterCommand(_message.Message):
     def credit(self) -> _link_pb2.LinkCredit:
         """Grants room for events."""
 
+    @_builtins.property
+    def report(self) -> Global___DirectReport:
+        """Tells how a request that its client runs by a ticket goes on."""
+
     def __init__(
         self,
         *,
@@ -964,16 +976,86 @@ class RouterCommand(_message.Message):
         start: Global___GenerateRequest | None = ...,
         cancel: _link_pb2.LinkCancel | None = ...,
         credit: _link_pb2.LinkCredit | None = ...,
+        report: Global___DirectReport | None = ...,
+        wants_ticket: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "start", b"start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "report", b"report", "start", b"start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "start", b"start", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel", b"cancel", "command", b"command", "context", b"context", "credit", b"credit", "report", b"report", "start", b"start", "stream_id", b"stream_id", "wants_ticket", b"wants_ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "cancel", "credit"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["start", "cancel", "credit", "report"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
 Global___RouterCommand: _TypeAlias = RouterCommand  # noqa: Y015
+
+@_typing.final
+class DirectTicket(_message.Message):
+    """How to run a placed request: open DecodeService.Link at the address with this start."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DECODE_WORKER_ID_FIELD_NUMBER: _builtins.int
+    DECODE_ADDRESS_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    decode_worker_id: _builtins.str
+    """The decode worker."""
+    decode_address: _builtins.str
+    """host:port of its gRPC server."""
+    @_builtins.property
+    def start(self) -> _decode_link_pb2.DecodeStart:
+        """The frame that starts it there. Tokens come without text."""
+
+    def __init__(
+        self,
+        *,
+        decode_worker_id: _builtins.str = ...,
+        decode_address: _builtins.str = ...,
+        start: _decode_link_pb2.DecodeStart | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_address", b"decode_address", "decode_worker_id", b"decode_worker_id", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectTicket: _TypeAlias = DirectTicket  # noqa: Y015
+
+@_typing.final
+class DirectReport(_message.Message):
+    """How a request goes on that its client runs. Without a finish reason it says that the
+    prompt is computed; with one it ends the request.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FINISH_REASON_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKENS_FIELD_NUMBER: _builtins.int
+    TTFT_S_FIELD_NUMBER: _builtins.int
+    TOTAL_S_FIELD_NUMBER: _builtins.int
+    finish_reason: _types_pb2.FinishReason.ValueType
+    """Why it ended."""
+    output_tokens: _builtins.int
+    """Tokens generated."""
+    ttft_s: _builtins.float
+    """Seconds from asking for the ticket to the first token."""
+    total_s: _builtins.float
+    """Seconds from asking for the ticket to the last token."""
+    def __init__(
+        self,
+        *,
+        finish_reason: _types_pb2.FinishReason.ValueType = ...,
+        output_tokens: _builtins.int = ...,
+        ttft_s: _builtins.float = ...,
+        total_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "output_tokens", b"output_tokens", "total_s", b"total_s", "ttft_s", b"ttft_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DirectReport: _TypeAlias = DirectReport  # noqa: Y015
 
 @_typing.final
 class RouterEvent(_message.Message):
@@ -985,6 +1067,7 @@ class RouterEvent(_message.Message):
     CHUNK_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    TICKET_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """The request's name on this link."""
     @_builtins.property
@@ -999,6 +1082,10 @@ class RouterEvent(_message.Message):
     def end(self) -> _link_pb2.LinkEnd:
         """The request is over."""
 
+    @_builtins.property
+    def ticket(self) -> Global___DirectTicket:
+        """Where to run it, for who wants a ticket."""
+
     def __init__(
         self,
         *,
@@ -1006,12 +1093,13 @@ class RouterEvent(_message.Message):
         chunk: Global___GenerateChunk | None = ...,
         complete: Global___GenerateComplete | None = ...,
         end: _link_pb2.LinkEnd | None = ...,
+        ticket: Global___DirectTicket | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "complete", b"complete", "end", b"end", "event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "complete", b"complete", "end", b"end", "event", b"event", "ticket", b"ticket"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "complete", b"complete", "end", b"end", "event", b"event", "stream_id", b"stream_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "complete", b"complete", "end", b"end", "event", b"event", "stream_id", b"stream_id", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["chunk", "complete", "end"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["chunk", "complete", "end", "ticket"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 

@@ -2,8 +2,10 @@
 
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from baton.errors import (
@@ -27,7 +29,7 @@ from baton.telemetry.names import (
     SPAN_ROUTE,
 )
 from baton.telemetry.providers import Telemetry
-from baton.v1 import decode_link_pb2
+from baton.v1 import decode_link_pb2, router_pb2
 from services.router.candidates import Candidates
 from services.router.credits import Credit, InFlightCredits, Suspects
 from services.router.explanations import Explanations
@@ -43,6 +45,14 @@ NO_WORKER_RETRY_S = 1.0
 
 _LOST = (UnavailableError, TransferError, KvMismatchError, CancelledByPeerError)
 _ENGINE_DEATHS = frozenset({"STEP_FAILED", "ENGINE_DOWN"})
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A placement that a client runs itself; `prefill_done` ends the prefill worker's part."""
+
+    message: router_pb2.DirectTicket
+    prefill_done: Callable[[], None]
 
 
 class Dispatcher:
@@ -89,6 +99,28 @@ class Dispatcher:
             else:
                 return
         yield Progress(finish_reason=reason)
+
+    @contextmanager
+    def ticket(self, generation: Generation) -> Iterator[Ticket]:
+        """Places a generation that its client runs; it counts as dispatched within the block.
+
+        Raises UnavailableError (NO_WORKER).
+        """
+        decision = self._place(generation)
+        decoding, prefilling = self._take_credits(generation, decision)
+        try:
+            yield Ticket(
+                router_pb2.DirectTicket(
+                    decode_worker_id=decision.decode.worker_id,
+                    decode_address=decision.decode.address,
+                    start=generation.start(decision),
+                ),
+                partial(self._credits.give_back, prefilling) if prefilling else _nothing,
+            )
+        finally:
+            self._credits.give_back(decoding)
+            if prefilling is not None:
+                self._credits.give_back(prefilling)
 
     def decide(self, generation: Generation, hashes: Sequence[int]) -> Decision:
         """Returns where the generation would go now. Raises UnavailableError (NO_WORKER)."""
@@ -208,6 +240,10 @@ class Dispatcher:
         )
         if len(generation.failed) >= MAX_ATTEMPTS and generation.finish_reason() is None:
             raise error
+
+
+def _nothing() -> None:
+    pass
 
 
 def _is_loss(error: BatonError) -> bool:

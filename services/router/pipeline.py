@@ -21,6 +21,7 @@ from services.router.model import ServedModel
 from services.router.outlet import Outlet
 from services.router.permits import QUEUED, HeldPermit, PermitClient, PermitNeed
 from services.router.requests import RequestRecord
+from services.router.tickets import TicketCall, reported
 from services.router.validation import check_request, check_tokens
 
 
@@ -48,10 +49,11 @@ class Pipeline:
         message: router_pb2.GenerateRequest,
         deadline_s: float | None,
         traceparent: str,
-        outlet: Outlet,
+        outlet: Outlet | TicketCall,
     ) -> None:
         """Answers one request; returns after its GenerateComplete was written.
 
+        A TicketCall gets a ticket instead, and holds the permit until its client is done.
         `deadline_s` is at the monotonic clock. Raises a BatonError when it could not be answered.
         """
         operation = "chat" if message.messages else "text_completion"
@@ -84,11 +86,27 @@ class Pipeline:
                     "admission": time.monotonic() - tokenized_s,
                 }
                 _degrade(generation, permit)
+                if isinstance(outlet, TicketCall):
+                    await self._hand_out(record, permit, outlet)
+                    return
                 record.answer = Answer(
                     generation, self._model.tokenizer, record.arrived_s, measured_s, time.monotonic
                 )
                 await self._stream(record.answer, generation, permit, outlet)
                 await self._complete(record, permit, span, outlet)
+
+    async def _hand_out(
+        self, record: RequestRecord, permit: HeldPermit, client: TicketCall
+    ) -> None:
+        generation = record.generation
+        assert generation is not None
+        with self._dispatcher.ticket(generation) as ticket:
+            await client.send(ticket.message)
+            while not (report := await client.next_report()).finish_reason:
+                permit.prefill_done()
+                ticket.prefill_done()
+        record.figures = reported(report)
+        permit.finished(report.output_tokens)
 
     async def route(self, message: router_pb2.GenerateRequest) -> Placed:
         """Returns where a request would go now; nothing is reserved and nothing remembered.

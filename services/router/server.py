@@ -26,6 +26,7 @@ from services.router.model import ServedModel
 from services.router.outlet import LinkOutlet, RouterCall, StreamOutlet
 from services.router.pipeline import Pipeline
 from services.router.requests import RequestBook
+from services.router.tickets import TicketCall
 
 SERVICE = "baton.v1.RouterService"
 TRACEPARENT = "traceparent"
@@ -86,9 +87,8 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
     async def _serve(self, caller: Caller | None, call: RouterCall) -> None:
         if caller is not None:
             caller.stamp(call.start.start)
-        await self._pipeline.run(
-            call.start.start, call.deadline_s, call.traceparent, LinkOutlet(call)
-        )
+        outlet = TicketCall(call) if call.start.wants_ticket else LinkOutlet(call)
+        await self._pipeline.run(call.start.start, call.deadline_s, call.traceparent, outlet)
 
     async def ListModels(
         self,

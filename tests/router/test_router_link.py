@@ -10,6 +10,7 @@ from baton.client import Chunk, Completion, Prompt, RequestOptions, RouterClient
 from baton.errors import DeadlineError, InvalidRequestError
 from baton.requests import FinishReason, SamplingParams
 from tests.support.control_plane import Call, FakeDecodeWorker, Script, control_plane, token_at
+from tests.support.mesh import admission_state
 from tests.support.waiting import eventually
 
 
@@ -103,3 +104,33 @@ async def test_reader_who_stalls_stops_its_own_answer_only(redis_url: str) -> No
         )
         await stalled.aclose()
         await eventually(lambda: worker.active == 0)
+
+
+async def test_ticket_takes_a_client_to_the_decode_worker_and_holds_the_permit(
+    redis_url: str,
+) -> None:
+    async with control_plane(redis_url) as plane:
+        worker = await plane.decode("decode-0")
+        admission = await plane.admission()
+        router = await plane.router()
+        await eventually(lambda: bool(router.fleet.worker("decode-0")))
+
+        async def permits() -> int:
+            return int((await admission_state(admission.address)).decode_permits)
+
+        async with RouterClient(router.address) as client:
+            asked = options(max_tokens=6, request_id="direct")
+            ids: list[int] = []
+            async for chunk in client.direct(Prompt(input_ids=(5,) * 3), asked):
+                ids += chunk.output_ids
+                assert await permits() == 1
+                assert router.credits.total == 1
+            assert ids == [token_at(3 + i) for i in range(6)]
+            await eventually(lambda: router.credits.total == 0)
+            assert (await client.explain("direct")).decisions[0].decode.worker_id == "decode-0"
+            worker.allow(1)
+            stream = client.direct(Prompt(input_ids=(5,)), asked)
+            await anext(stream)
+            await stream.aclose()
+            await eventually(lambda: worker.active == 0 and router.credits.total == 0)
+        assert await permits() == 0
