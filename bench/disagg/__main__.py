@@ -39,7 +39,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model or Path(scratch) / "model"
         bench = Bench(settings, state, folder, Path(scratch))
-        for part in options.work.split(","):
+        for part in filter(None, options.work.split(",")):
             asyncio.run(bench.run(part))
     print_table(state)
     details = {"settings": vars(options) | {"state": "", "model": ""}, "parts": state.values}
@@ -50,7 +50,9 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parts = ("engine", *WORKLOADS, "interference")
-    parser.add_argument("--work", default=",".join(parts), help="Parts to measure, by commas.")
+    parser.add_argument(
+        "--work", default=",".join(parts), help="Parts, by commas; none only sums up."
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
     parser.add_argument("--size", default="mid", choices=SIZES)

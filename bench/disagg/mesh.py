@@ -55,6 +55,8 @@ class Hardware:
             "BATON_MODEL": str(self.model),
             "BATON_CACHE__KV_MEMORY_MIB": str(self.kv_memory_mib),
             "BATON_SPLIT_POLICY__POLICY": self.policy,
+            # Until costs are known, a decode worker keeps only the shortest prompts.
+            "BATON_SPLIT_POLICY__PROMPT_LENGTH_THRESHOLD": "32",
             "BATON_QOS__TTFT_SLO_MS": str(slo.ttft_s * 1e3),
             "BATON_QOS__TPOT_SLO_MS": str(slo.tpot_s * 1e3),
         }
