@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import ProfilerActivity, profile
 
 from baton.engine.torch import TorchEngine
@@ -59,7 +60,7 @@ async def profile_engine(options: argparse.Namespace) -> None:
     try:
         await _requests(engine, options, 2, seed=0)
         for title, answer in (("prompts", 1), ("prompts and answers", options.answer)):
-            with profile(activities=_activities()) as profiler:
+            with _profiling() as profiler:
                 await _requests(engine, options, answer, seed=1000 * answer)
             print(f"\n{title}: batch {options.batch}, {options.prompt} tokens, {answer} answered")
             print(_table(profiler))
@@ -73,7 +74,7 @@ async def profile_engine(options: argparse.Namespace) -> None:
 def profile_script(run: Callable[[], object]) -> None:
     """Runs a script under both profilers and prints what they saw."""
     python = cProfile.Profile()
-    with profile(activities=_activities()) as profiler:
+    with _profiling() as profiler:
         python.enable()
         with suppress(SystemExit):
             run()
@@ -91,9 +92,13 @@ async def _requests(
     await answers(engine, prompts, [answer] * options.batch)
 
 
-def _activities() -> list[ProfilerActivity]:
+def _profiling() -> profile:
+    """Returns a profiler of all threads: the engine computes on one of its own."""
     has_gpu = torch.cuda.is_available()
-    return [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if has_gpu else [])]
+    return profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if has_gpu else [])],
+        experimental_config=_ExperimentalConfig(profile_all_threads=True),
+    )
 
 
 def _table(profiler: profile) -> str:
