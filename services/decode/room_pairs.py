@@ -34,6 +34,7 @@ PROVE_TIMEOUT_S = 60.0
 PREPARE_TIMEOUT_S = 90.0
 BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
+RESTARTING_RETRY_S = 1.0
 SWEEP_EVERY_S = 1.0
 _PROBE_PROMPT = (1, 2, 3, 4)
 
@@ -175,6 +176,10 @@ def _book_failure(pair: _Pair, error: BatonError) -> None:
     pair.rendezvous = ""
     if error.reason == "RENDEZVOUS_CHANGED":
         return  # it lives, at another place
+    if error.reason == "ENGINE_DOWN":
+        # One of the two engines is started again, and is nobody to keep away from after that.
+        pair.retry_at_s = time.monotonic() + RESTARTING_RETRY_S
+        return
     pair.failures += 1
     backoff_s = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (pair.failures - 1))
     pair.retry_at_s = time.monotonic() + backoff_s
