@@ -89,7 +89,7 @@ class EngineSection(_Section):
     @classmethod
     def _from_text(cls, value: object) -> object:
         """An environment variable gives a mapping as YAML or JSON."""
-        return yaml.safe_load(value) if isinstance(value, str) else value
+        return (yaml.safe_load(value) or {}) if isinstance(value, str) else value
 
 
 class PrefillScaleUp(_Section):

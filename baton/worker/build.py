@@ -1,6 +1,7 @@
 """Choosing and making what computes and what moves KV; heavy packages load only here."""
 
 import importlib
+from socket import gethostname
 from types import ModuleType
 
 from baton.compute import ComputeOptions
@@ -14,18 +15,20 @@ from baton.kv.transfer import KvTransport
 from baton.kv.wired import WiredTransport
 from baton.latency import CHUNK_TOKENS
 from baton.models import model_dir
+from baton.rpc.server import EVERYWHERE, Listening
 from baton.state.records import WorkerRole
 
 _MIB = 1 << 20
+_LOOPBACK = Listening("127.0.0.1", 0, "", "")
 
 
 def build_engine(
     config: Config,
     compute: ComputeOptions,
     role: WorkerRole = WorkerRole.DECODE,
-    reachable: str = "127.0.0.1",
+    listening: Listening = _LOOPBACK,
 ) -> Engine:
-    """Returns the configured engine, not started. Peers reach this machine at `reachable`.
+    """Returns the configured engine, not started. `listening` is where its worker listens.
 
     Raises StartupError when it is not installed or the model's directory is incomplete.
     """
@@ -33,7 +36,7 @@ def build_engine(
         return _build_simulated(config, compute)
     directory = model_dir(config.model)
     if config.engine.kind == "sglang":
-        return _build_sglang(config, compute, role, reachable)
+        return _build_sglang(config, compute, role, listening)
     torch_engine = _load("baton.engine.torch")
     options = torch_engine.TorchEngineOptions(
         model_dir=str(directory),
@@ -75,7 +78,7 @@ def _build_simulated(config: Config, compute: ComputeOptions) -> Engine:
 
 
 def _build_sglang(
-    config: Config, compute: ComputeOptions, role: WorkerRole, reachable: str
+    config: Config, compute: ComputeOptions, role: WorkerRole, listening: Listening
 ) -> Engine:
     sglang = _load("baton.engine.sglang", "sglang")
     is_aggregated = compute.aggregated and role is WorkerRole.DECODE
@@ -91,13 +94,20 @@ def _build_sglang(
         role=sglang.AGGREGATED if is_aggregated else role.value,
         block_size=config.cache.block_size,
         kv_memory_bytes=config.cache.kv_memory_mib * _MIB,
-        host=config.mesh.host,
-        reachable=reachable,
+        host=listening.host,
+        reachable=_reachable(listening),
         reuse_prefix=config.cache.reuse_prefix,
         arguments={**config.engine.sglang, **chosen, **compute.engine_arguments()},
     )
     engine: Engine = sglang.SglangEngine(options)
     return engine
+
+
+def _reachable(listening: Listening) -> str:
+    """Returns the host that peers use for this worker."""
+    advertised, _, _ = listening.advertise.rpartition(":")
+    everywhere = listening.host in EVERYWHERE
+    return advertised or (gethostname() if everywhere else listening.host)
 
 
 def _load(module: str, extra: str = "worker") -> ModuleType:

@@ -1,11 +1,9 @@
 """The process of both worker roles."""
 
 from collections.abc import Callable
-from socket import gethostname
 
 from baton.compute import ComputeOptions
 from baton.process import ProcessOptions, Surroundings, run_process
-from baton.rpc.server import EVERYWHERE, Listening
 from baton.state.records import WorkerRole, new_incarnation
 from baton.worker.build import build_engine, build_transport
 from baton.worker.host import WorkerHost, WorkerIdentity
@@ -25,7 +23,7 @@ def run_worker(
         host = WorkerHost(
             identity,
             around.config,
-            build_engine(around.config, compute, role, _reachable(around.listening)),
+            build_engine(around.config, compute, role, around.listening),
             build_transport(around.config, identity.incarnation),
             around.telemetry,
             build_service,
@@ -33,12 +31,6 @@ def run_worker(
         await host.run(around.redis, around.stop)
 
     run_process(role.value, options, serve)
-
-
-def _reachable(listening: Listening) -> str:
-    """Returns the host that peers use for this worker."""
-    advertised, _, _ = listening.advertise.rpartition(":")
-    return advertised or (gethostname() if listening.host in EVERYWHERE else listening.host)
 
 
 def _identify(role: WorkerRole, around: Surroundings) -> WorkerIdentity:
