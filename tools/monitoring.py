@@ -166,11 +166,15 @@ DASHBOARDS: dict[str, tuple[Panel, ...]] = {
                 )
             },
         ),
-        Panel("Permits", "short", {"{{phase}}": "sum by (phase) (baton_admission_permits)"}),
+        Panel(
+            "Permits",
+            "short",
+            {"{{baton_stage}}": "sum by (baton_stage) (baton_admission_permits)"},
+        ),
         Panel(
             "Waiting for a permit",
             "short",
-            {"{{instance}}": "sum by (instance) (baton_admission_queue)"},
+            {"{{baton_priority}}": "sum by (baton_priority) (baton_admission_queued)"},
         ),
     ),
     "kv": (

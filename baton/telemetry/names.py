@@ -44,7 +44,7 @@ ATTR_POLICY = "baton.policy"
 ATTR_ADMISSION_VERDICT = "baton.admission.verdict"
 ATTR_DEGRADATION = "baton.admission.degradation"
 ATTR_STAGE = "baton.stage"
-"""What a permit's request is at: prefill or decode."""
+"""Of requests: admission (waiting) or running. Of permits: prefill or decode."""
 ATTR_WINDOW = "baton.slo.window"
 """A sliding window, such as 5m or 1h."""
 ATTR_TARGET = "baton.slo.target"
@@ -53,10 +53,8 @@ ATTR_PREDICTED_TTFT_S = "baton.predicted.ttft_s"
 ATTR_PREDICTED_TPOT_S = "baton.predicted.tpot_s"
 PREDICTED_PART_PREFIX = "baton.predicted."
 """`baton.predicted.<part>_s` for wait, prefill, transfer and admit; they add up to the TTFT."""
-ATTR_STAGE = "baton.stage"
 ATTR_ROLE = "baton.role"
 ATTR_STATE = "state"
-ATTR_PHASE = "phase"
 ATTR_SPAN_KIND = "openinference.span.kind"
 ATTR_SLO_OUTCOME = "baton.slo.outcome"
 """met, or what was missed first: failed, ttft or tpot."""
@@ -156,8 +154,6 @@ ACTIVE = Metric(
     "Requests at a router, by baton.stage: admission, running.",
 )
 WORKERS = Metric("baton.workers", "{worker}", "Workers that a router knows, by role and state.")
-PERMITS = Metric("baton.admission.permits", "{permit}", "Live permits, by phase: prefill, decode.")
-PERMITS_QUEUED = Metric("baton.admission.queue", "{request}", "Requests waiting for a permit.")
 MIGRATIONS = Metric("baton.migrations", "{request}", "Streams resumed on another decode worker.")
 KV_BLOCKS = Metric(
     "baton.kv.blocks", "{block}", "KV blocks by state: free, cached, owned, host (evicted)."
@@ -217,12 +213,12 @@ WITHOUT_PERMIT = Metric(
 )
 SLO_ATTAINMENT = Metric(
     "baton.slo.attainment",
-    "1",
+    "{ratio}",
     "Share of all requests that met a target, those turned away included, by class and window.",
 )
 SLO_BURN_RATE = Metric(
     "baton.slo.burn_rate",
-    "1",
+    "{ratio}",
     "How many times faster than allowed a class uses up its error budget, by window.",
 )
 
@@ -241,7 +237,7 @@ SCALING_FAILURES = Metric(
 
 METRICS = (
     TTFT, TPOT, DURATION, HTTP_DURATION, REQUESTS, SLO_REQUESTS, PREFILLS, CACHED_TOKENS,
-    PREDICTED_CACHED_TOKENS, KV_BYTES, KV_SECONDS, ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED,
+    PREDICTED_CACHED_TOKENS, KV_BYTES, KV_SECONDS, ACTIVE, WORKERS,
     MIGRATIONS, KV_BLOCKS,
     KV_LEASES, KV_RESERVATIONS, QUEUED, STATE_AGE, PREDICTION_ERROR,
     INDEX_DRIFT, COST_ERROR, LOOP_STALL,
@@ -252,11 +248,11 @@ METRICS = (
 
 GAUGES = frozenset(
     (
-        ACTIVE, WORKERS, PERMITS, PERMITS_QUEUED, KV_BLOCKS, KV_LEASES, KV_RESERVATIONS,
+        ACTIVE, WORKERS, KV_BLOCKS, KV_LEASES, KV_RESERVATIONS,
         QUEUED, STATE_AGE,
-        POOL_TARGET,
-        POOL_WORKERS,
-        INDEX_DRIFT, COST_ERROR,
+        POOL_TARGET, POOL_WORKERS,
+        INDEX_DRIFT, COST_ERROR, ADMISSION_PERMITS, ADMISSION_QUEUED, SLO_ATTAINMENT,
+        SLO_BURN_RATE,
     )
 )  # fmt: skip
 """What is read at each export; counters only grow."""
@@ -288,12 +284,14 @@ ATTRIBUTES: dict[str, str] = {
         "Parts of the TTFT: tokenize, admission, route, decode_admit, prefill_queue, "
         "prefill_compute, kv_transfer, first_step."
     ),
-    ATTR_STAGE: "admission (waiting for a permit) or running.",
+    ATTR_STAGE: "Of requests: admission (waiting) or running. Of permits: prefill or decode.",
+    ATTR_DEGRADATION: "What admission took away, such as a cap on max_tokens.",
+    ATTR_WINDOW: "A sliding window, such as 5m or 1h.",
+    ATTR_TARGET: "Which target: ttft, tpot or both.",
     ATTR_ROLE: "prefill or decode.",
     ATTR_STATE: (
         "Of workers: ready, draining, stale. Of KV blocks: free, cached, owned, unaccounted."
     ),
-    ATTR_PHASE: "prefill or decode.",
     ATTR_SLO_OUTCOME: "met, or what was missed first: failed, ttft or tpot.",
     ATTR_COST: "Which fitted cost: prefill, step or transfer.",
     ATTR_SPAN_KIND: "LLM on baton.request, for consoles that tell kinds of spans apart.",

@@ -17,7 +17,6 @@ from baton.state.background import running
 from baton.state.fleet import FleetView
 from baton.state.records import WorkerRecord, WorkerRole, new_incarnation
 from baton.state.registry import Registration
-from baton.telemetry import names
 from baton.telemetry.providers import Telemetry
 from baton.v1 import admission_pb2_grpc
 from services.admission.choice import make_door
@@ -55,7 +54,6 @@ async def running_admission(
     server = ServiceServer(listening.host, listening.port, [SERVICE])
     servicer = AdmissionServer(desk, telemetry)
     admission_pb2_grpc.add_AdmissionServiceServicer_to_server(servicer, server.grpc)
-    _observe(desk, telemetry)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(running(fleet.run()))
         await fleet.wait_synced()
@@ -69,18 +67,6 @@ async def running_admission(
         await stack.enter_async_context(registration)
         await server.set_ready(True)
         yield AdmissionApp(address, registration, desk)
-
-
-def _observe(desk: PermitDesk, telemetry: Telemetry) -> None:
-    """Registers the gauges; they show the moment of their export."""
-    telemetry.gauge(
-        names.PERMITS,
-        lambda: [
-            (desk.load.prefill_permits, {names.ATTR_PHASE: "prefill"}),
-            (desk.load.decode_permits, {names.ATTR_PHASE: "decode"}),
-        ],
-    )
-    telemetry.gauge(names.PERMITS_QUEUED, lambda: [(desk.load.waiting_ahead, {})])
 
 
 async def _drain(desk: PermitDesk, server: ServiceServer) -> None:
