@@ -41,6 +41,7 @@ def worker_values(worker: types_pb2.WorkerInfo) -> dict[str, Any]:
     if worker.HasField("stats"):
         names = (field.name for field in stats.DESCRIPTOR.fields if field.message_type is None)
         values["stats"] = {name: getattr(stats, name) for name in names}
+        values["stats"]["kv_paths"] = dict(stats.kv_paths)
         values["stats_age_s"] = seconds(worker.stats_age)
     return values
 

@@ -13,7 +13,7 @@ from baton.picture import fleet_values, role_name, seconds
 from baton.v1 import router_pb2, types_pb2
 
 _BAR_CELLS = 10
-_TABLE_WIDTH = 120
+_TABLE_WIDTH = 140
 
 
 def status(router: RouterOption = None, as_json: JsonOption = False) -> None:
@@ -46,7 +46,16 @@ def show(address: str, fleet: router_pb2.GetFleetResponse) -> None:
 def worker_table(fleet: router_pb2.GetFleetResponse) -> Table:
     """Returns one row per worker."""
     table = Table(box=None, pad_edge=False)
-    for heading in ("worker", "role", "address", "waiting", "running", "KV in use", "busy"):
+    for heading in (
+        "worker",
+        "role",
+        "address",
+        "waiting",
+        "running",
+        "KV in use",
+        "busy",
+        "KV by",
+    ):
         table.add_column(heading, no_wrap=True)
     table.add_column("age", justify="right", no_wrap=True)
     table.add_column("incarnation", no_wrap=True)
@@ -57,17 +66,23 @@ def worker_table(fleet: router_pb2.GetFleetResponse) -> Table:
 
 def _row(worker: types_pb2.WorkerInfo) -> list[str]:
     stats = worker.stats
-    load = ["-", "-", "-", "-", "-"]
+    load = ["-", "-", "-", "-", "-", "-"]
     if worker.HasField("stats"):
         load = [
             f"{stats.queued_requests} ({stats.queued_tokens} tokens)",
             f"{stats.prefilling_requests + stats.decoding_requests}",
             kv_bar(stats),
             "draining" if stats.draining else f"{100 * stats.busy_share:.0f} %",
+            kv_paths(stats) or "-",
             f"{seconds(worker.stats_age):.1f} s",
         ]
     role = role_name(worker.role) or "-"
     return [worker.worker_id, role, worker.address, *load, worker.incarnation[:8]]
+
+
+def kv_paths(stats: types_pb2.WorkerStats) -> str:
+    """Returns how many peers are reached by what, such as "shared-memory x2"."""
+    return ", ".join(f"{path} x{peers}" for path, peers in sorted(stats.kv_paths.items()))
 
 
 def kv_bar(stats: types_pb2.WorkerStats) -> str:

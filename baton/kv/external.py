@@ -35,6 +35,10 @@ class EngineTransport:
         """Returns False: nothing was introduced here."""
         return False
 
+    def fault(self) -> str:
+        """Returns nothing: engines are supervised for themselves."""
+        return ""
+
     def paths(self) -> Mapping[str, str]:
         """Returns nothing: how bytes travel only the engines know."""
         return {}

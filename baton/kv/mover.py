@@ -57,6 +57,7 @@ class Mover:
         self._thread: threading.Thread | None = None
         self._changed_s = 0.0
         self._turned_s = 0.0
+        self._awake_since_s: float | None = None
         self._stopped: Future[None] | None = None
         self._has_ended = False
         self._replies: set[Future[Any]] = set()
@@ -139,6 +140,15 @@ class Mover:
         peer = self._peers.get(agent)
         return peer if peer is not None and peer.failure is None else None
 
+    def fault(self) -> str:
+        """Returns why the thread moves nothing, empty while it does."""
+        if self._has_ended:
+            return "the transfer thread ended"
+        awake_s = self._awake_since_s
+        if awake_s is not None and time.monotonic() - awake_s > self._timeout_s:
+            return "the transfer thread hangs in a call"
+        return ""
+
     def paths(self) -> dict[str, str]:
         """Returns how bytes get to each peer that is not lost."""
         return {agent: peer.path for agent, peer in list(self._peers.items()) if not peer.failure}
@@ -205,7 +215,9 @@ class Mover:
 
     def _run_commands(self, sleep_s: float | None) -> bool:
         """Sleeps until the bell rings, at most `sleep_s` seconds, and runs what was asked."""
+        self._awake_since_s = None
         has_rung = self._bell.wait(sleep_s)
+        self._awake_since_s = time.monotonic()
         while self._commands:
             self._commands.popleft()()
         return has_rung

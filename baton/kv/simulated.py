@@ -99,6 +99,10 @@ class SimulatedTransport:
         """Tells whether the peer was introduced and not forgotten since."""
         return agent in self._peers
 
+    def fault(self) -> str:
+        """Nothing can fail here."""
+        return ""
+
     def paths(self) -> Mapping[str, str]:
         """Returns the one path there is, by agent."""
         return dict.fromkeys(self._peers, self.backend)

@@ -125,6 +125,10 @@ class KvTransport(Protocol):
         """Tells whether the peer was introduced and not forgotten since."""
         ...
 
+    def fault(self) -> str:
+        """Returns why nothing can be moved at all now, for people; empty while it can."""
+        ...
+
     def paths(self) -> Mapping[str, str]:
         """Returns how bytes get to each connected peer, such as "shared-memory", by agent."""
         ...

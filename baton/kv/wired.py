@@ -147,6 +147,10 @@ class WiredTransport:
         """Tells whether the peer was introduced and neither forgotten nor lost since."""
         return self._mover.peer(agent) is not None
 
+    def fault(self) -> str:
+        """Returns why nothing moves, empty while it does. See `KvTransport.fault`."""
+        return self._mover.fault()
+
     def paths(self) -> Mapping[str, str]:
         """Returns how bytes get to each connected peer, by agent."""
         return self._mover.paths()

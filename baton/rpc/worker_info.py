@@ -54,6 +54,7 @@ def _stats_message(stats: WorkerStats) -> types_pb2.WorkerStats:
         kv_host_total=stats.kv_host_total,
         kv_host_used=stats.kv_host_used,
         preemptions=stats.preemptions,
+        kv_paths=stats.kv_paths,
     )
     message.taken_at.FromNanoseconds(round(stats.taken_at_s * 1e9))
     return message

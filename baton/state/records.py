@@ -5,7 +5,7 @@ Unknown fields are ignored so that services of two versions can share a fleet.
 
 import enum
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter
@@ -66,7 +66,8 @@ class WorkerRecord:
 class WorkerStats:
     """Load and KV accounting of one worker at `taken_at_s`, seconds since 1970 at its clock.
 
-    `costs` is what its computing takes, as far as it measured; None where nobody told.
+    `costs` is what its computing takes, as far as it measured; None where nobody told. `kv_paths`
+    counts connected peers by how bytes get to them.
     """
 
     taken_at_s: FiniteFloat
@@ -85,6 +86,7 @@ class WorkerStats:
     kv_host_total: NonNegativeInt = 0
     kv_host_used: NonNegativeInt = 0
     preemptions: NonNegativeInt = 0
+    kv_paths: dict[str, NonNegativeInt] = field(default_factory=dict, hash=False)
 
     @classmethod
     def of_engine(

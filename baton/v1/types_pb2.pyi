@@ -384,6 +384,26 @@ class WorkerStats(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class KvPathsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TAKEN_AT_FIELD_NUMBER: _builtins.int
     QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
     QUEUED_TOKENS_FIELD_NUMBER: _builtins.int
@@ -399,6 +419,7 @@ class WorkerStats(_message.Message):
     KV_HOST_TOTAL_FIELD_NUMBER: _builtins.int
     KV_HOST_USED_FIELD_NUMBER: _builtins.int
     PREEMPTIONS_FIELD_NUMBER: _builtins.int
+    KV_PATHS_FIELD_NUMBER: _builtins.int
     queued_requests: _builtins.int
     """Requests waiting for prefill."""
     queued_tokens: _builtins.int
@@ -431,6 +452,12 @@ class WorkerStats(_message.Message):
     def taken_at(self) -> _timestamp_pb2.Timestamp:
         """When the worker took these figures."""
 
+    @_builtins.property
+    def kv_paths(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Peers that the worker is connected to, by how bytes get to them, such as
+        "shared-memory" or "nixl-ucx".
+        """
+
     def __init__(
         self,
         *,
@@ -449,10 +476,11 @@ class WorkerStats(_message.Message):
         kv_host_total: _builtins.int = ...,
         kv_host_used: _builtins.int = ...,
         preemptions: _builtins.int = ...,
+        kv_paths: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["taken_at", b"taken_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_share", b"busy_share", "decoding_requests", b"decoding_requests", "draining", b"draining", "kv_blocks_cached", b"kv_blocks_cached", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_owned", b"kv_blocks_owned", "kv_blocks_total", b"kv_blocks_total", "kv_host_total", b"kv_host_total", "kv_host_used", b"kv_host_used", "kv_leases", b"kv_leases", "preemptions", b"preemptions", "prefilling_requests", b"prefilling_requests", "queued_requests", b"queued_requests", "queued_tokens", b"queued_tokens", "taken_at", b"taken_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["busy_share", b"busy_share", "decoding_requests", b"decoding_requests", "draining", b"draining", "kv_blocks_cached", b"kv_blocks_cached", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_owned", b"kv_blocks_owned", "kv_blocks_total", b"kv_blocks_total", "kv_host_total", b"kv_host_total", "kv_host_used", b"kv_host_used", "kv_leases", b"kv_leases", "kv_paths", b"kv_paths", "preemptions", b"preemptions", "prefilling_requests", b"prefilling_requests", "queued_requests", b"queued_requests", "queued_tokens", b"queued_tokens", "taken_at", b"taken_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,9 +3,12 @@
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 from baton.engine.base import Engine
+from baton.kv.transfer import KvTransport
 from baton.state.records import WorkerStats
 from baton.state.registry import Registration
 from baton.telemetry.names import ATTR_COST, COST_ERROR, KV_BLOCKS, KV_LEASES, QUEUED
@@ -25,8 +28,15 @@ IDLE_INTERVAL_S = 0.4
 class Figures:
     """Reads the engine on the event loop; everybody else gets the last reading."""
 
-    def __init__(self, engine: Engine, gate: WorkGate, costs: CostBook | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        gate: WorkGate,
+        costs: CostBook | None = None,
+        transport: KvTransport | None = None,
+    ) -> None:
         self._engine = engine
+        self._transport = transport
         self._gate = gate
         self._costs = costs or CostBook()
         self._last: WorkerStats | None = None
@@ -37,6 +47,8 @@ class Figures:
         stats = WorkerStats.of_engine(
             self._engine.stats(), time.time(), not self._gate.takes_work, self._costs.model
         )
+        if self._transport is not None:
+            stats = replace(stats, kv_paths=dict(Counter(self._transport.paths().values())))
         self._last = stats
         self._check(stats)
         return stats

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 DRAIN_GRACE_S = 10.0
 """How long running requests may go on after SIGTERM before routers have to move them."""
 
+WATCH_EVERY_S = 0.5
+"""How often readiness is looked at."""
+
 CANCEL_GRACE_S = 5.0
 """How long cancelled requests may take to free what they hold."""
 
@@ -73,7 +76,7 @@ class WorkerHost:
         self._make_fleet = make_fleet
         self._gate = WorkGate()
         self._costs = CostBook()
-        self._figures = Figures(engine, self._gate, self._costs)
+        self._figures = Figures(engine, self._gate, self._costs, transport)
         self._started_at_s = time.time()
         self._address = self._listening = ""
         self.is_ready = asyncio.Event()
@@ -127,7 +130,7 @@ class WorkerHost:
             async with running(service.run()):
                 self._gate.open()
                 await server.set_ready(True)
-                await stack.enter_async_context(running(self._supervise(server)))
+                await stack.enter_async_context(running(self._supervise(server, service)))
                 self.is_ready.set()
                 self._log_ready()
                 await _first_of(stop, registration)
@@ -135,10 +138,11 @@ class WorkerHost:
         await known_costs.exchange()
         await _remove(events)
 
-    async def _supervise(self, server: ServiceServer) -> None:
+    async def _supervise(self, server: ServiceServer, service: RoleService) -> None:
         """Takes no work while an engine that lives apart is lost, until it is back."""
         engine = as_room_engine(self._engine)
         if engine is None:
+            await self._watch(server, service)
             return
 
         async def changed(is_up: bool) -> None:
@@ -146,6 +150,20 @@ class WorkerHost:
             await server.set_ready(is_up and not self._gate.is_draining)
 
         await engine.supervise(changed)
+
+    async def _watch(self, server: ServiceServer, service: RoleService) -> None:
+        """Says not ready while the service cannot do its work, and ready when it can again."""
+        last = ""
+        while True:
+            await asyncio.sleep(WATCH_EVERY_S)
+            fault = service.fault()
+            if fault == last:
+                continue
+            last = fault
+            logger.warning(
+                "readiness changed worker=%s: %s", self._identity.worker_id, fault or "up"
+            )
+            await server.set_ready(not fault and not self._gate.is_draining)
 
     async def _drain(self, server: ServiceServer) -> None:
         """Lets running work end; the figures say meanwhile that the worker drains."""
@@ -205,13 +223,14 @@ class WorkerHost:
 
     def _log_ready(self) -> None:
         logger.info(
-            "%s worker ready worker=%s address=%s incarnation=%s model=%s kv_blocks=%d",
+            "%s worker ready worker=%s address=%s incarnation=%s model=%s kv_blocks=%d kv_by=%s",
             self._identity.role.value,
             self._identity.worker_id,
             self._address,
             self._identity.incarnation,
             self._engine.capabilities.model,
             self._engine.capabilities.kv_blocks,
+            self._transport.backend,
         )
 
 

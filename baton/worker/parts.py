@@ -48,6 +48,10 @@ class RoleService(Protocol):
         """Does what must be done before the worker joins the fleet; the fleet can be seen."""
         ...
 
+    def fault(self) -> str:
+        """Returns why the worker cannot do its work now, for people; empty while it can."""
+        ...
+
     async def run(self) -> None:
         """Does background work until cancelled; ends what belongs to it."""
         ...

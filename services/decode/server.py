@@ -58,6 +58,14 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
         """Makes the pairs that can be made before the worker takes work."""
         await self.upkeep.prepare(self._parts.fleet)
 
+    def fault(self) -> str:
+        """Returns why nothing can be generated here, empty while it can."""
+        if self._parts.engine.capabilities.prefills_locally:
+            return self._parts.transport.fault()
+        if not self.connected_prefill_workers():
+            return "no pair with a prefill worker is proven, and this engine computes no prompts"
+        return self._parts.transport.fault()
+
     async def run(self) -> None:
         """Keeps pairs with the fleet's prefill workers."""
         await self.upkeep.run(self._parts.fleet)

@@ -37,6 +37,10 @@ class PrefillServer(KvSource):
     async def prepare(self) -> None:
         """Does nothing: decode workers introduce themselves."""
 
+    def fault(self) -> str:
+        """Returns why no KV can be moved, empty while it can."""
+        return self._parts.transport.fault()
+
     async def run(self) -> None:
         """Forgets decode workers that are gone."""
         await self._readers.follow(self._parts.fleet)

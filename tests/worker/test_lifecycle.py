@@ -145,3 +145,39 @@ async def test_gate_is_shut_until_ready_and_once_draining() -> None:
         assert shut.value.reason == reason
         change()
     assert gate.is_draining
+
+
+async def test_readiness_follows_the_transfers(
+    fleet: WorkerFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.worker.host.WATCH_EVERY_S", 0.02)
+    worker = await fleet.prefill("p0", FakeEngine())
+    assert await health(worker) == health_pb2.HealthCheckResponse.SERVING
+
+    monkeypatch.setattr(worker.transport, "fault", lambda: "the transfer thread ended")
+    await eventually(lambda: has_health(worker, health_pb2.HealthCheckResponse.NOT_SERVING))
+    monkeypatch.undo()
+    await eventually(lambda: has_health(worker, health_pb2.HealthCheckResponse.SERVING))
+
+
+async def test_worker_that_cannot_compute_prompts_is_ready_with_a_pair_only(
+    fleet: WorkerFleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baton.worker.host.WATCH_EVERY_S", 0.02)
+    decode = await fleet.decode("d0", FakeEngine(prefills_locally=False))
+    await eventually(lambda: has_health(decode, health_pb2.HealthCheckResponse.NOT_SERVING))
+    await fleet.prefill("p0", FakeEngine())
+    await eventually(lambda: has_health(decode, health_pb2.HealthCheckResponse.SERVING))
+    assert list(decode.transport.paths().values()) == ["in-process"]
+
+
+async def health(worker: Worker) -> int:
+    """Returns what health checkers hear of the worker's own service."""
+    request = health_pb2.HealthCheckRequest(service=worker.service.names[0])
+    async with grpc.aio.insecure_channel(worker.address) as channel:
+        status: int = (await health_pb2_grpc.HealthStub(channel).Check(request)).status
+        return status
+
+
+async def has_health(worker: Worker, status: int) -> bool:
+    return await health(worker) == status
