@@ -6,7 +6,6 @@ docs/tuning.md and `baton config show` are made from it.
 
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
@@ -87,9 +86,9 @@ class EngineSection(_Section):
 
     @field_validator("sglang", mode="before")
     @classmethod
-    def _from_text(cls, value: object) -> object:
-        """An environment variable gives a mapping as YAML or JSON."""
-        return (yaml.safe_load(value) or {}) if isinstance(value, str) else value
+    def _empty_without_a_value(cls, value: object) -> object:
+        """A variable that is set to nothing sets nothing."""
+        return {} if value is None else value
 
 
 class PrefillScaleUp(_Section):
