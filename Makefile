@@ -86,7 +86,7 @@ $(SGLANG_STAMP): $(wildcard tools/sglang_cpu/*.txt tools/sglang_cpu/setup.sh too
 
 .PHONY: test-sglang
 test-sglang: setup-sglang-cpu ## Contract tests with real SGLang engines on both sides
-	$(SGLANG_ENV) $(SGLANG_VENV)/bin/python -m pytest tests/sglang $(ARGS)
+	$(SGLANG_ENV) $(SGLANG_VENV)/bin/python -m pytest $(or $(SGLANG_TESTS),tests/sglang) $(ARGS)
 
 ##@ Measure
 

@@ -98,6 +98,7 @@ class RoomDecodeWorker:
                 yield met.first
                 async for event in met.rest:
                     yield event
+                self._learn(worker.worker_id, met)
                 return
         raise UnavailableError(
             "no prefill worker computed the prompt and this engine cannot: "
@@ -109,13 +110,10 @@ class RoomDecodeWorker:
         self, decision: SplitDecision, worker_id: str, matched: int, met: Met, failed: list[str]
     ) -> PromptReady:
         """Returns what is known of a prompt whose KV came; what no part explains is transfer."""
-        own = met.first.prefilled
-        cached_here = own.cached_tokens if own is not None else 0
+        cached_here = _cached_here(met)
         prefill = met.prefill or Prefilled(0, None, None, 0.0, 0.0, cached_here)
         transfer_s = max(0.0, met.total_s - prefill.queue_s - prefill.compute_s)
         receipt = self._receipt(prefill, cached_here)
-        if met.prefill is not None:
-            self._costs.learn_transfer(worker_id, receipt.bytes, transfer_s)
         return PromptReady(
             decision=decision,
             reason=decision.reason,
@@ -130,6 +128,13 @@ class RoomDecodeWorker:
             kv_transfer_s=transfer_s,
             failed_attempts=tuple(failed),
         )
+
+    def _learn(self, worker_id: str, met: Met) -> None:
+        """Learns what moving KV took; the prefill leg told its part in the meantime."""
+        if (prefill := met.prefill) is not None:
+            seconds = max(0.0, met.total_s - prefill.queue_s - prefill.compute_s)
+            moved = self._receipt(prefill, _cached_here(met)).bytes
+            self._costs.learn_transfer(worker_id, moved, seconds)
 
     def _receipt(self, prefill: Prefilled, cached_here: int) -> KvReceipt:
         """Returns what was moved: what the prompt has beyond this engine's own cache."""
@@ -171,6 +176,11 @@ class RoomUpkeep:
         while True:
             await asyncio.sleep(CLOSE_IDLE_EVERY_S)
             await self._legs.close_idle()
+
+
+def _cached_here(met: Met) -> int:
+    own = met.first.prefilled
+    return own.cached_tokens if own is not None else 0
 
 
 def _ready(
