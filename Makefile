@@ -122,6 +122,10 @@ bench-sim: setup ## The simulator: its speed and what it says on public traces
 bench-transfer: setup ## KV transfers: speed, cost and what they add (ARGS="--device cuda")
 	@$(BIN)/python -m bench.transfer $(ARGS)
 
+.PHONY: bench-autoscale
+bench-autoscale: setup ## Autoscaling: simulated days, and a load step on the mesh
+	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.autoscale $(ARGS)
+
 .PHONY: bench-engine
 bench-engine: setup ## The embedded engine beside transformers' generate
 	@$(BIN)/python -m bench.engine $(ARGS)
@@ -147,7 +151,7 @@ profile-ncu: setup ## The same under Nsight Compute
 ##@ Check
 
 .PHONY: check
-check: lint type imports buf proto-check docs-check containers ## Everything but the tests
+check: lint type imports buf proto-check docs-check containers kubernetes-check ## Everything but the tests
 
 .PHONY: containers
 containers: setup ## Check Dockerfiles, compose files and shell scripts
@@ -186,6 +190,10 @@ proto-check: setup ## Check that the committed stubs are what the protos say
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/proto.sh "$$fresh"; \
 	diff -r --exclude=__pycache__ --exclude=__init__.py "$$fresh/baton/v1" baton/v1 \
 	  || { echo "stubs are not fresh: run 'make proto'" >&2; exit 1; }
+
+.PHONY: kubernetes-check
+kubernetes-check: setup ## Render the Helm chart and check it against Kubernetes' schemas
+	$(BIN)/python tools/kubernetes_check.py
 
 .PHONY: docs-check
 docs-check: setup ## Check that the generated pages are what the code says
