@@ -106,7 +106,7 @@ class LinkCall(Generic[CommandT, EventT]):
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
     ) -> None:
-        self.request_cancel()
+        self.request_cancel(LONGEST_S)
 
     def __aiter__(self) -> AsyncIterator[EventT]:
         return self
@@ -122,16 +122,18 @@ class LinkCall(Generic[CommandT, EventT]):
         self.consumed(1)
         return self._events.popleft()
 
-    def send(self, command: CommandT) -> None:
-        """Sends a further command about this request; ignored once it ended."""
-        if not self._ended:
-            self._link.post(self._stream_id, command)
+    def send(self, command: CommandT, hold_s: float = 0.0) -> None:
+        """Sends a further command about this request; ignored once it ended.
 
-    def request_cancel(self) -> None:
-        """Asks the peer to stop; does not wait."""
-        if self._ended:
-            return
-        self._link.post_cancel(self._stream_id)
+        It may be held back for `hold_s` to travel with later ones, or with those of others.
+        """
+        if not self._ended:
+            self._link.post(self._stream_id, command, hold_s)
+
+    def request_cancel(self, hold_s: float = 0.0) -> None:
+        """Asks the peer to stop; does not wait. `hold_s` as for `send`."""
+        if not self._ended:
+            self._link.post_cancel(self._stream_id, hold_s)
 
     async def cancel(self) -> None:
         """Stops the request and returns once the peer confirmed that it stopped.
@@ -237,9 +239,9 @@ class Link(Generic[CommandT, EventT]):
         command.stream_id = stream_id  # type: ignore[attr-defined]  # every command has one
         self._outbox.post(command, hold_s)
 
-    def post_cancel(self, stream_id: int) -> None:
+    def post_cancel(self, stream_id: int, hold_s: float = 0.0) -> None:
         """Queues a cancel."""
-        self.post(stream_id, self._spec.command(cancel=link_pb2.LinkCancel()))
+        self.post(stream_id, self._spec.command(cancel=link_pb2.LinkCancel()), hold_s)
 
     def post_credit(self, stream_id: int, events: int) -> None:
         """Queues a grant of room for events, half a window before it is needed."""

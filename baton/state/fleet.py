@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SCAN_INTERVAL_S = 1.0
-COALESCE_S = 0.01
+COALESCE_S = 0.02
 """Pause between two reads, so that a busy fleet's events come in batches."""
 
 RETRY_S = 0.1

@@ -27,7 +27,7 @@ from baton.state.streams import StreamEntry, read_streams
 
 logger = logging.getLogger(__name__)
 
-COALESCE_S = 0.01
+COALESCE_S = 0.02
 BLOCK_S = 0.25
 RETRY_S = 0.1
 LOOK_AGAIN_S = 0.1

@@ -18,6 +18,7 @@ from baton.errors import (
     UnavailableError,
 )
 from baton.rpc.link import LinkPool
+from baton.rpc.pace import LONGEST_S
 from baton.telemetry.names import (
     ATTR_DECODE_WORKER,
     ATTR_MATCHED_TOKENS,
@@ -200,7 +201,7 @@ class Dispatcher:
                 has_finished = has_finished or bool(progress.finish_reason)
                 yield progress
         finally:
-            call.request_cancel()
+            call.request_cancel(LONGEST_S)
             self._credits.give_back(decoding)
             if prefilling is not None:
                 self._credits.give_back(prefilling)

@@ -13,6 +13,7 @@ from typing import Any
 from baton.errors import BatonError, CancelledByPeerError, UnavailableError
 from baton.requests import Priority
 from baton.rpc.link import LinkCall, LinkPool
+from baton.rpc.pace import LONGEST_S
 from baton.state.fleet import FleetView
 from baton.state.members import WorkerView
 from baton.state.records import WorkerRole
@@ -60,13 +61,13 @@ class HeldPermit:
         """Tells admission that the prompt is computed."""
         if self.call is not None:
             done = admission_link_pb2.AdmissionPrefillDone()
-            self.call.send(admission_link_pb2.AdmissionCommand(prefill_done=done))
+            self.call.send(admission_link_pb2.AdmissionCommand(prefill_done=done), LONGEST_S)
 
     def finished(self, output_tokens: int) -> None:
         """Tells admission how long an answer that ended by itself was."""
         if self.call is not None:
             finished = admission_link_pb2.AdmissionFinished(output_tokens=output_tokens)
-            self.call.send(admission_link_pb2.AdmissionCommand(finished=finished))
+            self.call.send(admission_link_pb2.AdmissionCommand(finished=finished), LONGEST_S)
 
 
 class PermitClient:

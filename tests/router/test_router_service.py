@@ -252,7 +252,7 @@ async def test_stalled_client_stalls_only_itself(redis_url: str) -> None:
                 )
             )
             assert [len(answer.output_ids) for answer in others] == [40] * 8
-            assert mesh.worker.active == 1
+            await eventually(lambda: mesh.worker.active == 1)
             stalled.cancel()
             await eventually(mesh.is_clean)
 
