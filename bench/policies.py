@@ -217,7 +217,6 @@ async def measure(
     settings = {
         "BATON_SPLIT_POLICY__POLICY": policy,
         "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
-        "BATON_QOS__TTFT_SLO_MS": "60000",
     }
     plan = MeshPlan(
         prefill=prefill,
@@ -256,6 +255,8 @@ def figures(results: dict[str, dict[str, Any]]) -> dict[str, float | None]:
     others = [result for name, result in results.items() if name != "latency"]
     quotients = {
         share: min(it["ttft_ms"][share] for it in others) / own["ttft_ms"][share]
+        if others
+        else None
         for share in ("p50", "p99")
     }
     return {

@@ -4,7 +4,7 @@ Simulated workers in one process. Imbalance: router processes share a load; the 
 worker's outstanding requests over the mean, averaged over time. The rest is looked at from within
 a router that runs in this process: credits that a killed neighbour leaves, credits and permits
 after requests of which half are cancelled at random, and the time from the return of a Redis that
-lost everything until this router again knows every worker and the blocks they cached.
+lost everything until a reader that knows nothing sees every worker and the blocks they hold.
 """
 
 import asyncio
@@ -34,6 +34,10 @@ from baton.rpc.server import Listening
 from baton.state.background import running
 from baton.state.connect import connect
 from baton.state.embedded import EmbeddedRedis, start_embedded
+from baton.state.fleet import FleetView
+from baton.state.index_reader import IndexReader
+from baton.state.prefix_index import PrefixIndex
+from baton.state.records import WorkerRole
 from baton.state.shared_credits import CreditExchange
 from baton.telemetry.providers import start_telemetry
 from bench.children import module, running_child, wait_for_line
@@ -224,14 +228,20 @@ async def measure_leaks(ground: Ground, requests: int) -> dict[str, int]:
 
         await asyncio.gather(*(worker() for _ in range(48)))
 
-        async def is_quiet() -> bool:
-            return not app.credits.total and not app.metrics.active
+        async def owned() -> int:
+            return sum(it.stats.kv_blocks_owned for it in (await client.fleet()).workers)
 
+        async def is_quiet() -> bool:
+            return not app.credits.total and not app.metrics.active and not await owned()
+
+        # Workers tell their figures a little later than requests end.
         with contextlib.suppress(TimeoutError):
-            await until(is_quiet)
-        fleet = await client.fleet()
-        owned = sum(it.stats.kv_blocks_owned for it in fleet.workers)
-        return {"credits": app.credits.total, "active": app.metrics.active, "kv_blocks": owned}
+            await until(is_quiet, every_s=0.1)
+        return {
+            "credits": app.credits.total,
+            "active": app.metrics.active,
+            "kv_blocks": await owned(),
+        }
 
 
 async def measure_outage(
@@ -242,18 +252,8 @@ async def measure_outage(
     async with router_here(ground) as (client, app):
         for number in range(64):
             await ask(client, prompts.ids(number).tolist(), 4)
-
-        async def is_known() -> bool:
-            return len(app.index) >= known
-
-        async def is_whole() -> bool:
-            fresh = app.fleet.is_fresh and await _sees_all(client)
-            return fresh and await is_known()
-
-        known = 0
         await asyncio.sleep(0.5)
-        known = len(app.index)
-        failures, stop = 0, asyncio.Event()
+        known, failures, stop = len(app.index), 0, asyncio.Event()
 
         async def load() -> None:
             nonlocal failures
@@ -267,10 +267,25 @@ async def measure_outage(
 
         loading = asyncio.ensure_future(load())
         await break_it()
-        heal_s = await until(is_whole)
+        heal_s = await _learn_anew(ground, known)
         stop.set()
         await loading
         return {"failures": failures, "heal_s": heal_s, "index_blocks": known}
+
+
+async def _learn_anew(ground: Ground, blocks: int) -> float:
+    """Returns how long a reader that knows nothing takes to see all workers and their blocks."""
+    redis = connect(ground.redis.url)
+    fleet, index = FleetView(redis), PrefixIndex()
+
+    async def is_whole() -> bool:
+        return len(fleet.workers(WorkerRole.DECODE)) == _DECODE and len(index) >= 0.99 * blocks
+
+    try:
+        async with running(fleet.run()), running(IndexReader(redis, fleet, index).run()):
+            return await until(is_whole)
+    finally:
+        await redis.aclose()
 
 
 async def _flush(ground: Ground) -> None:
