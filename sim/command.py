@@ -103,7 +103,7 @@ def _experiments(question: Question, found: Found) -> list[Experiment]:
     trace: Trace = found.trace
     if question.requests is not None:
         trace = LimitedTrace(trace, question.requests)
-    config = _promising(question.config, question.slo)
+    config = promising(question.config, question.slo)
     made = [
         Experiment(
             fleet,
@@ -125,8 +125,8 @@ def _experiments(question: Question, found: Found) -> list[Experiment]:
     return made
 
 
-def _promising(config: Config, slo: Slo) -> Config:
-    """Admission promises what the run is judged by."""
+def promising(config: Config, slo: Slo) -> Config:
+    """Returns the configuration with admission promising what the run is judged by."""
     qos = config.qos.model_copy(
         update={"ttft_slo_ms": slo.ttft_s * 1e3, "tpot_slo_ms": slo.tpot_s * 1e3}
     )
@@ -137,7 +137,10 @@ def _run_all(
     question: Question, experiments: Sequence[Experiment], console: Console
 ) -> list[Answer]:
     seeds = range(1, question.seeds + 1)
-    workloads = {seed: experiments[0].workload(seed) for seed in seeds}
+    sizes = {each.fleet.prompt_pools_tokens: each for each in experiments}
+    workloads = {
+        (seed, size): each.workload(seed) for seed in seeds for size, each in sizes.items()
+    }
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -146,7 +149,7 @@ def _run_all(
     )
     answers = []
     with Progress(*columns, console=console, transient=True) as progress:
-        total = sum(workload.requests for workload in workloads.values())
+        total = sum(workload.requests for workload in workloads.values()) // len(sizes)
         runs = len(question.rates) * len(experiments)
         task = progress.add_task("requests", total=total * runs)
         for rate in question.rates:
@@ -157,7 +160,7 @@ def _run_all(
                         experiment,
                         seed,
                         lambda count: progress.advance(task, count),
-                        workloads[seed],
+                        workloads[seed, experiment.fleet.prompt_pools_tokens],
                     )
                     for seed in seeds
                 ]

@@ -79,6 +79,8 @@ def run_once(
     seed: int,
     progress: Progress | None = None,
     workload: Profile | None = None,
+    *,
+    asks_oracle: bool = True,
 ) -> Run:
     """Replays the workload once. Equal experiments and seeds give equal runs."""
     split = experiment.policies.config.split_policy
@@ -88,6 +90,7 @@ def run_once(
         experiment.trace.block_tokens,
         experiment.policies.make(seed),
         recorder.add if progress is None else _reporting(recorder, progress),
+        asks_oracle=asks_oracle,
     )
     mesh.run(experiment.trace.requests(seed, experiment.rate))
     figures = measure(mesh, recorder, workload or experiment.workload(seed), seed)

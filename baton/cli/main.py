@@ -4,12 +4,14 @@ import typer
 
 from baton.cli import (
     autoscale,
+    calibrate,
     certs,
     config,
     demo,
     explain,
     generate,
     key,
+    plan,
     simulate,
     status,
     top,
@@ -32,6 +34,8 @@ app.command("explain")(explain.explain)
 app.command("key")(key.key)
 app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
+app.command("plan")(plan.plan)
+app.command("calibrate")(calibrate.calibrate)
 app.command("certs")(certs.certs)
 app.add_typer(config.app, name="config")
 

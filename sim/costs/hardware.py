@@ -1,6 +1,8 @@
 """A kind of worker: its costs, its memory, and where the figures are from."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from sim.costs.model import StepCosts
 
@@ -27,3 +29,21 @@ class Hardware:
         ]
         text = f"{self.name}: {self.source}; mean fit error {', '.join(errors)}"
         return f"{text}; {self.note}" if self.note else text
+
+
+def save(path: Path, made: Hardware) -> None:
+    """Writes a preset for `--hardware FILE`."""
+    path.write_text(json.dumps(asdict(made), indent=1) + "\n")
+
+
+def load(path: Path) -> Hardware:
+    """Reads a preset. Raises ValueError for a file that holds none."""
+    try:
+        values = json.loads(path.read_text())
+        costs = values.pop("costs")
+        return Hardware(
+            costs=StepCosts(tuple(costs["prefill"]), tuple(costs["decode"])),
+            **values,
+        )
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} holds no hardware preset: {error}") from error

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from baton.latency import PREFILL_DEFAULTS, STEP_DEFAULTS
 from sim.costs import distserve, splitwise
-from sim.costs.hardware import Hardware
+from sim.costs.hardware import Hardware, load
 from sim.costs.model import StepCosts
 from sim.datasets import VARIABLE, dataset
 
@@ -56,9 +56,11 @@ def names() -> list[str]:
 
 
 def hardware(name: str) -> Hardware:
-    """Returns a preset by short or full name. Raises UnknownHardwareError."""
+    """Returns a preset by short or full name, or from a file. Raises UnknownHardwareError."""
     if name in _BUILT_IN:
         return _BUILT_IN[name]
+    if name.endswith(".json"):
+        return _saved(Path(name))
     parts = ALIASES.get(name, name).split(":")
     try:
         match parts:
@@ -71,6 +73,13 @@ def hardware(name: str) -> Hardware:
     except (LookupError, ValueError) as error:
         raise UnknownHardwareError(f"{name}: {error}") from error
     raise UnknownHardwareError(f"no hardware {name!r}; known are {', '.join(names())}")
+
+
+def _saved(path: Path) -> Hardware:
+    try:
+        return load(path)
+    except (OSError, ValueError) as error:
+        raise UnknownHardwareError(f"{path}: {error}") from error
 
 
 def _measured(name: str) -> Path:
