@@ -1,28 +1,28 @@
-"""`make bench-sim`: how fast the simulator is and what it says, as a table and one JSON line."""
+"""`make bench-sim`: how fast the simulator is and what it says, as tables and one JSON line."""
 
-import json
+import asyncio
+import random
 import resource
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
-from rich.table import Table
 
 from baton.config import Config
-from services.router.policy import (
-    Decision,
-    DecodeView,
-    PrefillView,
-    RouteRequest,
-    StandingPolicy,
-)
+from bench.parity import Ask, compare
+from bench.report import emit, note
+from sim.bench_speed import speeds
+from sim.command import promising
 from sim.costs.hardware import Hardware
 from sim.costs.presets import H100_COPY, UnknownHardwareError, hardware
-from sim.experiment import Experiment, Run, run_seeds
-from sim.fleet import FleetSpec
-from sim.mesh import SimMesh
-from sim.results.recorder import Slo
+from sim.experiment import Experiment, LimitedTrace, Run, run_seeds
+from sim.fleet import MIXED_BUDGET, FleetSpec
+from sim.planner import Planner, splits
+from sim.results import plots
+from sim.results.recorder import Recorder, Slo
 from sim.results.summary import Estimate, summarise
 from sim.results.table import comparison, width
 from sim.setup import PolicySpec
@@ -32,45 +32,81 @@ from sim.traces.synthetic import InterferenceTrace, MixTrace
 from sim.workload import Trace
 
 SEEDS = (1, 2, 3)
-LOADS = (0.5, 1.0, 1.5, 2.0)
-FLEET_SIZES = (16, 64, 256, 1024)
-# Decode steps of this hardware take 30 ms at least: prefill chunks between them break this limit.
-CONVERSATION_SLO = Slo(ttft_s=30.0, tpot_s=0.06)
+KNEE_LOADS = (0.5, 1.0, 1.5, 2.0)
+"""Loads that are compared, relative to what the best split serves."""
+# Mooncake's limit for TTFT at these lengths, the chapter's for TPOT: a decode step takes 30 ms.
+CONVERSATION_SLO = Slo(ttft_s=30.0, tpot_s=0.05)
+CODE_SLO = Slo(ttft_s=2.0, tpot_s=0.05)
 MIX_SLO = Slo(ttft_s=2.0, tpot_s=0.06)
+FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """One replay of the conversation trace. Seconds are of one core."""
+class Case:
+    """A trace on as many workers, and the limits."""
 
+    name: str
+    trace: Trace
     workers: int
-    seconds: float
-    routing_s: float
-    events: int
+    slo: Slo
 
 
-def main() -> None:
-    """Prints the tables and, last, the JSON line; null is what cannot be measured yet."""
-    console = Console()
+@dataclass(slots=True)
+class Found:
+    """What a comparison found."""
+
+    split: str = ""
+    split_load: float = 0.0
+    flat_load: float = 0.0
+    ratio: float | None = None
+    at_loads: list[dict[str, Any]] = field(default_factory=list)
+
+
+def main(
+    requests: Annotated[int, typer.Option(help="Of each trace, for the comparisons.")] = 3000,
+    parity: Annotated[bool, typer.Option(help="Compare with a mesh on CPU workers.")] = True,
+    record: Annotated[bool, typer.Option(help="Keep the result and the plots.")] = False,
+) -> None:
+    """Print the tables and, last, the JSON line; null is what was not measured."""
+    console = Console(width=width(2))
     found = find("conversation")
     if found.note:
         console.print(f"note: {found.note}")
     machine = _hardware(console)
     console.print(machine.describe(), soft_wrap=True)
-    speeds = [_speed(machine, found.trace, workers) for workers in FLEET_SIZES]
-    _show_speeds(console, found.trace, speeds)
-    seconds = {speed.workers: round(speed.seconds, 2) for speed in speeds}
-    line: dict[str, float | None] = {
-        "seconds_conversation_16w": seconds[16],
-        "seconds_conversation_1024w": seconds[1024],
-        "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        **_conversation(console, machine, found.trace),
-        "offload_share": _offload(console, machine),
-        "interference": _interference(console, machine),
-        "parity_p50_error": None,
-        "parity_p99_error": None,
-    }
-    print(json.dumps(line))
+    code = find("azure-code")
+    details: dict[str, Any] = {"speed": speeds(console, machine, found.trace)}
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    folder = FIGURES if record else None
+    talk = Case("conversation", LimitedTrace(found.trace, requests), 16, CONVERSATION_SLO)
+    compared = _compare(console, machine, talk, folder)
+    details["conversation"] = compared
+    if not code.note:
+        short = Case("azure-code", LimitedTrace(code.trace, requests), 4, CODE_SLO)
+        details["azure-code"] = _compare(console, machine, short, folder)
+    at_one = _at_one(console, machine, found.trace, compared)
+    mix = _mix(console, machine)
+    details["interference_aggregated"], interference = _interference(console, machine)
+    errors = _parity(console) if parity else {}
+    details["parity"] = errors
+    seconds = {it["workers"]: it["seconds"] for it in details["speed"]}
+    emit(
+        "sim",
+        {
+            "seconds_conversation_16w": seconds[16],
+            "seconds_conversation_1024w": seconds[1024],
+            "peak_mb": peak_mb,
+            "goodput_ratio_tpot_bound": compared.ratio,
+            "oracle_agreement": _mean(at_one, "oracle_agreement"),
+            "offload_share": _mean(mix, "offload_share"),
+            "hit_share_of_ideal": _mean(at_one, "hit_share_of_ideal"),
+            "interference": interference,
+            "parity_p50_error": errors.get("p50"),
+            "parity_p99_error": errors.get("p99"),
+        },
+        {name: _plain(value) for name, value in details.items()},
+        record,
+    )
 
 
 def _hardware(console: Console) -> Hardware:
@@ -81,103 +117,114 @@ def _hardware(console: Console) -> Hardware:
         return H100_COPY
 
 
-class _Timed:
-    """A routing policy, and how long it took to decide. The simulation knows no such clock."""
-
-    def __init__(self, policy: StandingPolicy) -> None:
-        self.prefill_keys, self.decode_keys = policy.prefill_keys, policy.decode_keys
-        self.name = policy.name
-        self.seconds = 0.0
-        self._policy = policy
-
-    def choose(
-        self,
-        request: RouteRequest,
-        prefill: Sequence[PrefillView],
-        decode: Sequence[DecodeView],
-    ) -> Decision:
-        """See RoutingPolicy."""
-        started_s = time.process_time()
-        decision = self._policy.choose(request, prefill, decode)
-        self.seconds += time.process_time() - started_s
-        return decision
-
-
-def _speed(machine: Hardware, trace: Trace, workers: int) -> Speed:
-    spec = FleetSpec(machine, workers // 4, workers - workers // 4)
-    policies = PolicySpec(admits_all=True).make(1)
-    assert isinstance(policies.routing, StandingPolicy)
-    routing = _Timed(policies.routing)
-    policies = replace(policies, routing=routing)
-    mesh = SimMesh(spec, trace.block_tokens, policies, lambda outcome: None, asks_oracle=False)
-    started_s = time.process_time()
-    mesh.run(trace.requests(1))
-    seconds = time.process_time() - started_s
-    return Speed(workers, seconds, routing.seconds, mesh.loop.processed)
-
-
-def _show_speeds(console: Console, trace: Trace, speeds: Sequence[Speed]) -> None:
-    table = Table(title=f"speed on {trace.name}", title_justify="left", box=None)
-    for heading in ("workers", "seconds", "of them routing", "events", "us per event without"):
-        table.add_column(heading, justify="right")
-    for speed in speeds:
-        each_us = 1e6 * (speed.seconds - speed.routing_s) / max(speed.events, 1)
-        table.add_row(
-            str(speed.workers),
-            f"{speed.seconds:.1f}",
-            f"{speed.routing_s:.1f}",
-            str(speed.events),
-            f"{each_us:.1f}",
-        )
-    console.print(table)
-
-
-def _conversation(console: Console, machine: Hardware, trace: Trace) -> dict[str, float | None]:
-    """Compares 16 workers split and aggregated over loads; figures of the default at load 1."""
-    policies = PolicySpec(admits_all=True)
-    fleets = (FleetSpec(machine, 4, 12), FleetSpec(machine, aggregated=16))
-    peaks = [0.0, 0.0]
-    at_one: dict[str, Estimate | None] = {}
-    for load in LOADS:
+def _compare(console: Console, machine: Hardware, case: Case, folder: Path | None) -> Found:
+    """Finds the best split of the workers, then compares it with none up to twice its knee."""
+    base = _experiment(FleetSpec(machine, aggregated=case.workers), case.trace, case.slo)
+    planner = Planner(report=note)
+    flat = planner.capacity(base)
+    sized = planner.best(replace(base, fleet=fleet) for fleet in splits(base.fleet))
+    if not sized:
+        return Found(flat_load=flat.load)
+    best = sized[-1]
+    found = Found(best.experiment.fleet.label, best.load, flat.load)
+    at_capacity = [_summary(run_seeds(it.experiment.at(it.load), SEEDS)) for it in (best, flat)]
+    rates = [_mean(summary, "goodput_per_s") for summary in at_capacity]
+    found.ratio = rates[0] / rates[1] if rates[0] and rates[1] else None
+    curves: dict[str, list[tuple[float, Estimate]]] = {}
+    recorders: dict[str, Recorder] = {}
+    for share in KNEE_LOADS:
         columns = []
-        for number, fleet in enumerate(fleets):
-            experiment = Experiment(fleet, trace, policies, CONVERSATION_SLO, load)
-            summary = _summary(run_seeds(experiment, SEEDS))
+        for experiment in (best.experiment, flat.experiment):
+            runs = run_seeds(experiment.at(share * best.load), SEEDS)
+            summary, recorder = _summary(runs), runs[0].recorder
             columns.append((experiment.label.replace(" ", "\n"), summary))
-            peaks[number] = max(peaks[number], _mean(summary, "goodput_per_s") or 0.0)
-        if load == 1.0:
-            at_one = columns[0][1]
-        console.width = max(console.width, width(len(columns)))
-        console.print(comparison(f"{trace.name} at {load:g}x", columns))
-    return {
-        "goodput_ratio_tpot_bound": round(peaks[0] / peaks[1], 3) if peaks[1] else None,
-        "oracle_agreement": _mean(at_one, "oracle_agreement"),
-        "hit_share_of_ideal": _mean(at_one, "hit_share_of_ideal"),
-    }
+            recorders[experiment.fleet.label] = recorder
+            value = summary["goodput_per_s"]
+            if value is not None:
+                offered = recorder.everyone.offered / recorder.span_s
+                curves.setdefault(experiment.fleet.label, []).append((offered, value))
+        load = share * best.load
+        console.print(comparison(f"{case.trace.name} at {load:.2f}x ({share:g} knees)", columns))
+        found.at_loads.append(
+            {"load": load, **{name.split("\n")[0]: _means(summary) for name, summary in columns}}
+        )
+        if folder is not None and share == 1.0:
+            plots.cdfs(folder / f"{case.name}-latency", recorders)
+    if folder is not None:
+        plots.goodput_over_load(folder / f"{case.name}-goodput", curves)
+        plots.timeline(folder / f"{case.name}-timeline", recorders)
+    console.print(
+        f"{case.name}: {found.split} serves {best.load:.2f}x, {flat.experiment.fleet.label} "
+        f"{flat.load:.2f}x; goodput ratio {found.ratio or 0:.2f}"
+    )
+    return found
 
 
-def _offload(console: Console, machine: Hardware) -> float | None:
+def _at_one(
+    console: Console, machine: Hardware, trace: Trace, compared: Found
+) -> dict[str, Estimate | None]:
+    """Returns the figures of the best split on the whole trace at its recorded speed."""
+    prefill = int(compared.split.partition("P")[0] or 8)
+    fleet = FleetSpec(machine, prefill, 16 - prefill)
+    summary = _summary(run_seeds(_experiment(fleet, trace, CONVERSATION_SLO), SEEDS))
+    console.print(comparison(f"{trace.name}, whole, at 1x", [(fleet.label, summary)]))
+    return summary
+
+
+def _mix(console: Console, machine: Hardware) -> dict[str, Estimate | None]:
     trace = MixTrace(4000, Arrivals(40.0))
-    experiment = Experiment(FleetSpec(machine, 2, 4), trace, PolicySpec(config=Config()), MIX_SLO)
-    summary = _summary(run_seeds(experiment, SEEDS))
-    console.print(comparison(trace.name, [(experiment.label, summary)]))
-    return _mean(summary, "offload_share")
+    fleet = FleetSpec(machine, 2, 4)
+    summary = _summary(run_seeds(_experiment(fleet, trace, MIX_SLO), SEEDS))
+    console.print(comparison(trace.name, [(fleet.label, summary)]))
+    return summary
 
 
-def _interference(console: Console, machine: Hardware) -> float | None:
-    """Returns how much higher the chats' TPOT p99 is with heavy prefill in the same fleet."""
-    policies, quotients = PolicySpec(admits_all=True), []
-    for fleet in (FleetSpec(machine, 2, 2), FleetSpec(machine, aggregated=4)):
+def _interference(console: Console, machine: Hardware) -> tuple[float | None, float | None]:
+    """Returns how much higher the chats' TPOT p99 is with heavy prefill beside: without a split,
+    and with one."""
+    quotients = []
+    for fleet in (FleetSpec(machine, aggregated=4), FleetSpec(machine, 2, 2)):
         tails = []
         for has_long in (False, True):
             trace = InterferenceTrace(has_long)
-            experiment = Experiment(fleet, trace, policies, MIX_SLO)
-            tails.append(_mean(_summary(run_seeds(experiment, SEEDS)), "short_tpot_p99_s"))
+            runs = run_seeds(_experiment(fleet, trace, MIX_SLO), SEEDS)
+            tails.append(_mean(_summary(runs), "short_tpot_p99_s"))
         without, beside = tails
         quotients.append(beside / without - 1 if beside and without else None)
         shown = "-" if quotients[-1] is None else f"{100 * quotients[-1]:.1f} %"
         console.print(f"chats' TPOT p99 beside long prompts, {fleet.label}: +{shown}")
-    return None if quotients[0] is None else round(quotients[0], 4)
+    return quotients[0], quotients[1]
+
+
+def _parity(console: Console) -> dict[str, float]:
+    """Compares TTFT and TPOT with a mesh of embedded engines, 1P+1D, and returns the larger
+    error of the two at each quantile."""
+    warm_up, asks = _schedule(1, 60, 0.25), _schedule(2, 60, 0.5)
+    seen = asyncio.run(compare(asks, "torch", prefill=1, decode=1, warm_up=warm_up))
+    console.print(f"beside the mesh: {seen.hardware}", soft_wrap=True)
+    errors = {}
+    for name, share in (("p50", 0.50), ("p99", 0.99)):
+        each = {what: seen.error(what, share) for what in ("ttft", "tpot")}
+        console.print(", ".join(f"{what} {name} {value or 0:.1%}" for what, value in each.items()))
+        errors[name] = max(value or 0.0 for value in each.values())
+        errors.update({f"{what}_{name}": value or 0.0 for what, value in each.items()})
+    errors["decisions_agreed"] = seen.agreed / len(seen.seen)
+    return errors
+
+
+def _schedule(seed: int, count: int, gap_s: float) -> list[Ask]:
+    rng = random.Random(seed)  # noqa: S311 - not for secrets
+    asks, now_s = [], 0.0
+    for number in range(count):
+        now_s += rng.expovariate(1 / gap_s)
+        prompt = rng.choice((60, 120, 200, 400, 800, 1200, 1600)) + rng.randrange(40)
+        asks.append(Ask(now_s, prompt, rng.randint(16, 64), family=number + 1000 * seed))
+    return asks
+
+
+def _experiment(fleet: FleetSpec, trace: Trace, slo: Slo) -> Experiment:
+    policies = PolicySpec("latency", promising(Config(), slo), True, MIXED_BUDGET)
+    return Experiment(fleet, trace, policies, slo)
 
 
 def _summary(runs: Sequence[Run]) -> dict[str, Estimate | None]:
@@ -189,5 +236,15 @@ def _mean(summary: dict[str, Estimate | None], name: str) -> float | None:
     return None if value is None else round(value.mean, 4)
 
 
+def _means(summary: dict[str, Estimate | None]) -> dict[str, Any]:
+    return {name: value._asdict() for name, value in summary.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Found):
+        return {name: getattr(value, name) for name in Found.__slots__}
+    return value
+
+
 if __name__ == "__main__":
-    main()
+    typer.run(main)

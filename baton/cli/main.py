@@ -12,6 +12,7 @@ from baton.cli import (
     generate,
     key,
     plan,
+    record,
     simulate,
     status,
     top,
@@ -36,6 +37,7 @@ app.command("demo")(demo.demo)
 app.command("simulate")(simulate.simulate)
 app.command("plan")(plan.plan)
 app.command("calibrate")(calibrate.calibrate)
+app.command("record")(record.record)
 app.command("certs")(certs.certs)
 app.add_typer(config.app, name="config")
 

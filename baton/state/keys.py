@@ -84,3 +84,13 @@ def kv_staging(incarnation: str) -> str:
 def kv_cursor(incarnation: str) -> str:
     """Sequence number that `kv_blocks` has reached."""
     return f"{PREFIX}kv:{incarnation}:cursor"
+
+
+def finished() -> str:
+    """Stream of requests that ended, in lengths and hashes; written while somebody records."""
+    return f"{PREFIX}finished"
+
+
+def recording() -> str:
+    """Present while somebody records; expires soon unless it is renewed."""
+    return f"{PREFIX}recording"

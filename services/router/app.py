@@ -20,6 +20,7 @@ from baton.rpc.pace import Pace
 from baton.rpc.server import Listening, ServiceServer
 from baton.rpc.worker_info import LONGEST_AGE_S
 from baton.state.background import running
+from baton.state.finished import FinishedLog, FinishedRequest, coarse
 from baton.state.fleet import FleetView
 from baton.state.index_reader import IndexReader
 from baton.state.prefix_index import PrefixIndex
@@ -40,7 +41,7 @@ from services.router.metrics import RouterMetrics, worker_states
 from services.router.model import ServedModel
 from services.router.permits import PermitClient
 from services.router.pipeline import Pipeline
-from services.router.requests import RequestBook, Targets
+from services.router.requests import RequestBook, RequestRecord, Targets
 from services.router.server import SERVICE, RouterServer
 from services.router.sessions import Sessions
 
@@ -93,7 +94,11 @@ async def running_router(
     permits = PermitClient(fleet, admission_links, closed)
     explanations = Explanations()
     qos = config.qos
-    book = RequestBook(Targets(qos.ttft_slo_ms / 1000, qos.tpot_slo_ms / 1000))
+    finished = FinishedLog(redis)
+    book = RequestBook(
+        Targets(qos.ttft_slo_ms / 1000, qos.tpot_slo_ms / 1000),
+        on_served=lambda record: finished.add(_finished(record, candidates.block_size)),
+    )
     threshold = config.split_policy.prompt_length_threshold
     traffic = TrafficMeter(threshold, lambda: book.waiting)
     metrics = RouterMetrics(telemetry, model.name, explanations, book, traffic)
@@ -133,6 +138,7 @@ async def running_router(
         await stack.enter_async_context(running(fleet.run()))
         await stack.enter_async_context(running(IndexReader(redis, fleet, index).run()))
         await stack.enter_async_context(running(exchange.run()))
+        await stack.enter_async_context(running(finished.run()))
         await fleet.wait_synced()
         await server.start()
         stack.push_async_callback(server.drain, DRAIN_GRACE_S)
@@ -156,6 +162,17 @@ async def _watch(fleet: FleetView, candidates: Candidates, server: ServiceServer
             await server.set_ready(is_ready)
             logger.info("router ready=%s address=%s", is_ready, server.address)
         was_ready = is_ready
+
+
+def _finished(record: RequestRecord, block_size: int) -> FinishedRequest:
+    generation = record.generation
+    assert generation is not None
+    return FinishedRequest(
+        record.arrived_at_s,
+        len(generation.input_ids),
+        len(generation.tokens),
+        coarse(generation.hashes, block_size),
+    )
 
 
 async def _close_idle(links: "LinkPool[Any, Any]") -> None:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
@@ -72,8 +72,14 @@ class Targets:
 class RequestBook:
     """Knows the running requests, keeps a bounded number of ended ones, and counts attainment."""
 
-    def __init__(self, targets: Targets, limit: int = MAX_ENDED) -> None:
+    def __init__(
+        self,
+        targets: Targets,
+        limit: int = MAX_ENDED,
+        on_served: Callable[[RequestRecord], None] = lambda record: None,
+    ) -> None:
         self.targets = targets
+        self._on_served = on_served
         self._running: dict[int, RequestRecord] = {}
         self._ended: deque[tuple[RequestRecord, str]] = deque(maxlen=limit)
         self._offered: dict[Priority, int] = {}
@@ -88,6 +94,8 @@ class RequestBook:
         self._running.pop(id(record), None)
         outcome = "" if record.error_type == CANCELLED else self.targets.outcome(record)
         if record.generation is not None:
+            if not record.error_type:
+                self._on_served(record)
             record.generation.forget_content()
         self._ended.appendleft((record, outcome))
         priority = record.priority or Priority.NORMAL

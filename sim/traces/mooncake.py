@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 
 from pydantic import FiniteFloat, NonNegativeInt, TypeAdapter, ValidationError
@@ -14,6 +14,8 @@ from sim.workload import SimRequest
 BLOCK_TOKENS = 512
 TICK_S = 3.0
 """Timestamps are rounded down to this; without jitter each tick would be one burst."""
+
+_LOOKED_AT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ _ROW = TypeAdapter(_Row)
 class MooncakeTrace:
     """A file in Mooncake's schema: timestamp (ms), input_length, output_length, hash_ids.
 
-    Requests of one tick are spread over `jitter_s`, in an order that the seed decides.
+    Where all times are rounded to ticks, requests of one tick are spread over `jitter_s`, in an
+    order that the seed decides. Exact times, as `baton record` writes them, are kept.
     """
 
     path: Path
@@ -46,11 +49,16 @@ class MooncakeTrace:
     def requests(self, seed: int, rate: float = 1.0) -> Iterator[SimRequest]:
         """See `Trace`. Raises TraceError at a line that is not in the schema."""
         rng = random.Random(seed)  # noqa: S311 - not for secrets
+        jitter_s = self.jitter_s if self._is_rounded() else 0.0
         for tick_ms, rows in groupby(self._rows(), key=lambda row: row.timestamp):
-            spread = [(tick_ms / 1e3 + rng.random() * self.jitter_s, row) for row in rows]
+            spread = [(tick_ms / 1e3 + rng.random() * jitter_s, row) for row in rows]
             spread.sort(key=lambda entry: entry[0])
             for arrival_s, row in spread:
                 yield self._request(arrival_s / rate, row)
+
+    def _is_rounded(self) -> bool:
+        first = [row.timestamp for row in islice(self._rows(), _LOOKED_AT)]
+        return all(time_ms % (1e3 * TICK_S) == 0 for time_ms in first)
 
     def _rows(self) -> Iterator[_Row]:
         with self.path.open("rb") as lines:
