@@ -18,7 +18,7 @@ from baton.compute import ComputeOptions
 from baton.local.plan import StackOptions
 from baton.local.stack import Stack
 from baton.requests import SamplingParams
-from services.router.policy import Decision, DecodeView, PrefillView, RouteRequest, WeightedPolicy
+from services.router.policy import Decision, DecodeView, PrefillView, RouteRequest, RoutingPolicy
 from sim.calibrate import calibrate
 from sim.engine.links import LinkSpec
 from sim.fleet import FleetSpec
@@ -93,7 +93,7 @@ class Following:
     """The chapter's policy; each request goes where the mesh sent it, and it is noted whether the
     policy would have sent it there too."""
 
-    policy: WeightedPolicy
+    policy: RoutingPolicy
     placed: Sequence[Completion]
     name: str = "weighted"
     agreed: list[bool] = field(default_factory=list)
@@ -152,7 +152,6 @@ async def compare(
 
 def _simulate(asks: Sequence[Ask], seen: Sequence[Seen], spec: FleetSpec) -> Parity:
     policies = PolicySpec("weighted", admits_all=True).make(1)
-    assert isinstance(policies.routing, WeightedPolicy)
     following = Following(policies.routing, [it.completion for it in seen])
     outcomes: list[Outcome] = []
     overhead_s = sorted(_overhead_s(it.completion) for it in seen)[len(seen) // 2]

@@ -126,6 +126,7 @@ class Sight:
             resident_tokens=(pool.total - pool.available) * pool.block_tokens,
             kv_free_tokens=pool.available * pool.block_tokens,
             costs=self.costs,
+            takes_prefilled=self.role is not Role.AGGREGATED,
         )
 
     def state(self) -> WorkerState:
