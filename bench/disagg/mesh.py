@@ -16,8 +16,7 @@ from bench.disagg.work import Slo
 from bench.mesh import wait_for_workers
 
 _HOST = "127.0.0.1"
-_NICE = ("/usr/bin/env", "nice", "-n", "10")
-"""Router, Redis and client run where they find time: a tenth of a worker's weight."""
+_ASIDE = "bench.disagg.aside"
 
 _START_TIMEOUT_S = 240.0
 """Loading eight billion weights takes its time."""
@@ -83,7 +82,7 @@ async def running_pair(
             name = f"{role}-{index}"
             await stack.enter_async_context(running_child(name, command, folder, environ))
         port = free_port(_HOST)
-        command = [*_NICE, *module("services.router.main", "--port", str(port))]
+        command = module(_ASIDE, "services.router.main", "--port", str(port))
         environ = {**hardware.environ(0, redis.url, slo), "CUDA_VISIBLE_DEVICES": ""}
         router = await stack.enter_async_context(running_child("router", command, folder, environ))
         address = f"{_HOST}:{port}"
@@ -93,6 +92,6 @@ async def running_pair(
 
 async def offered(offer: Offer, folder: Path) -> Point:
     """Returns what an offer showed; the client has the same low weight as the router."""
-    command = [*_NICE, *module("bench.disagg.offer", json.dumps(asdict(offer)))]
+    command = module(_ASIDE, "bench.disagg.offer", json.dumps(asdict(offer)))
     values = await run_for_json("client", command, folder, {"CUDA_VISIBLE_DEVICES": ""})
     return Point(**values)
