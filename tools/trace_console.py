@@ -33,7 +33,7 @@ from baton.requests import SamplingParams
 
 PACKAGE = "arize-phoenix>=20"
 HOME = Path(__file__).parents[1] / ".phoenix"
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 300.0
 ARRIVAL_MS, PAGE_MS = 5_000, 180_000
 
 say = Console(highlight=False).print
@@ -110,12 +110,11 @@ async def screenshot(url: str, path: Path) -> None:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = await browser.new_page(viewport={"width": 1500, "height": 1500})
+        page = await browser.new_page(viewport={"width": 1500, "height": 900})
         await page.wait_for_timeout(ARRIVAL_MS)  # spans are exported and stored in batches
         page.set_default_timeout(PAGE_MS)
         await page.goto(url, wait_until="commit", timeout=PAGE_MS)
         await page.get_by_text("baton.kv_transfer").first.wait_for(timeout=PAGE_MS)
-        await page.get_by_role("button", name="Attributes").last.click()
         await page.wait_for_timeout(1_500)
         await page.screenshot(path=path)
         await browser.close()
