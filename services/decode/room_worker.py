@@ -93,7 +93,8 @@ class RoomDecodeWorker:
                     )
                     failed.append(f"{attempt.worker_id}: {attempt.reason}")
                     continue
-                ready = self._met(decision, worker.worker_id, matched, met, failed)
+                tokens = len(job.request.input_ids)
+                ready = self._met(decision, worker.worker_id, matched, met, tokens, failed)
                 yield replace(ready, decode_admit_s=dispatched_s - arrived_s)
                 yield met.first
                 async for event in met.rest:
@@ -107,13 +108,19 @@ class RoomDecodeWorker:
         )
 
     def _met(
-        self, decision: SplitDecision, worker_id: str, matched: int, met: Met, failed: list[str]
+        self,
+        decision: SplitDecision,
+        worker_id: str,
+        matched: int,
+        met: Met,
+        prompt_tokens: int,
+        failed: list[str],
     ) -> PromptReady:
         """Returns what is known of a prompt whose KV came; what no part explains is transfer."""
         cached_here = _cached_here(met)
         prefill = met.prefill or Prefilled(0, None, None, 0.0, 0.0, cached_here)
         transfer_s = max(0.0, met.total_s - prefill.queue_s - prefill.compute_s)
-        receipt = self._receipt(prefill, cached_here)
+        receipt = self._receipt(prefill, cached_here, prompt_tokens)
         return PromptReady(
             decision=decision,
             reason=decision.reason,
@@ -133,14 +140,14 @@ class RoomDecodeWorker:
         """Learns what moving KV took; the prefill leg told its part in the meantime."""
         if (prefill := met.prefill) is not None:
             seconds = max(0.0, met.total_s - prefill.queue_s - prefill.compute_s)
-            moved = self._receipt(prefill, _cached_here(met)).bytes
+            moved = self._receipt(prefill, _cached_here(met), 0).bytes
             self._costs.learn_transfer(worker_id, moved, seconds)
 
-    def _receipt(self, prefill: Prefilled, cached_here: int) -> KvReceipt:
+    def _receipt(self, prefill: Prefilled, cached_here: int, prompt_tokens: int) -> KvReceipt:
         """Returns what was moved: what the prompt has beyond this engine's own cache."""
         per_token = self._engine.capabilities.kv_bytes_per_token
         size = self._engine.capabilities.block_size
-        given = prefill.receipt or KvReceipt("", 0, 0, 0.0, 0, 0)
+        given = prefill.receipt or KvReceipt("", 0, 0, 0.0, 0, prompt_tokens)
         tokens = max(0, given.tokens - cached_here)
         return replace(given, blocks=-(-tokens // size), bytes=tokens * per_token)
 

@@ -42,7 +42,7 @@ async def test_times_of_the_stages_add_up_to_the_first_token(fleet: Fleet) -> No
     answer = await read(fleet.ask(prompt(200, seed=2)))
 
     told = answer.prefilled
-    assert told.prefill_compute_s > 0
+    assert told.prefill_compute_s >= 0  # zero where the prefill leg told it later
     assert told.kv_transfer_s > 0
     assert told.receipt.bytes > 0
     assert told.prefill_queue_s >= 0
