@@ -114,4 +114,11 @@ class Flight:
             is_remote=prefill is not None,
             prefill_worker=(prefill or decode).name,
             decode_worker=decode.name,
+            computed_tokens=self.computed_tokens,
         )
+
+    @property
+    def computed_tokens(self) -> int:
+        """Prompt tokens that were computed for it, wherever."""
+        jobs = (self.remote_job, self.local_job)
+        return sum(job.prefilled_tokens for job in jobs if job is not None)

@@ -22,6 +22,7 @@ from sim.oracle import Oracle
 from sim.outcome import Ending, Outcome
 from sim.outlook import outlook
 from sim.policies import MeshTiming, Policies
+from sim.results.recorder import Slo
 from sim.roster import Roster
 from sim.views import Sight
 from sim.workload import SimRequest
@@ -31,6 +32,7 @@ MAX_ATTEMPTS = 3
 
 TOO_LONG = "TOO_LONG"
 KV_POOL_FULL = "KV_POOL_FULL"
+PROMISE_BROKEN = "PROMISE_BROKEN"
 LOCAL_ONLY = "AGGREGATED"
 
 _ORACLE_WORKERS = 4
@@ -46,6 +48,11 @@ class SimMesh:
 
     With `asks_oracle` placements are compared with the best one in hindsight; every so many, since
     that costs as much as the fleet has workers.
+
+    With `strict` limits a stream is turned away, though its prompt is computed, when its first
+    token is late already or a decode step with it would take too long. This is the second check of
+    Mooncake's decode workers: it keeps what running streams were promised, and everybody who was
+    accepted wrongly shows as a rejection with a wasted prompt. Baton's own workers do not do so.
     """
 
     def __init__(
@@ -57,7 +64,9 @@ class SimMesh:
         *,
         timing: MeshTiming | None = None,
         asks_oracle: bool = True,
+        strict: Slo | None = None,
     ) -> None:
+        self._strict = strict
         self.loop = EventLoop()
         self.spec = spec
         self._policies = policies
@@ -76,7 +85,7 @@ class SimMesh:
         self._flights: dict[int, Flight] = {}
         self._has_more = False
         self.offered = self.rejected = self.served = 0
-        self._desk = policies.desk(self)
+        self.desk = policies.desk(self)
         self._resized()
 
     def run(self, requests: Iterator[SimRequest]) -> None:
@@ -140,7 +149,7 @@ class SimMesh:
 
     def _resized(self) -> None:
         count = self.roster.count
-        self._desk.resize(count(Role.PREFILL), count(*_DECODES))
+        self.desk.resize(count(Role.PREFILL), count(*_DECODES))
 
     # --- the door
 
@@ -166,7 +175,7 @@ class SimMesh:
             prompt_tokens=request.prompt_tokens,
             uncached_tokens=request.prompt_tokens - self.cached_tokens(request),
         )
-        self._desk.arrive(
+        self.desk.arrive(
             permit_request,
             partial(self._granted, flight),
             partial(self._end, flight, Ending.REJECTED),
@@ -251,6 +260,9 @@ class SimMesh:
         candidate = next(flight.candidates, None)
         if candidate is None:
             self._settle_credit(flight)
+            if self._breaks_promise(decode, flight):
+                self._end(flight, Ending.REJECTED, PROMISE_BROKEN)
+                return
             self._ask_oracle(flight, decode)
             flight.local_job = Job(request, flight.order, flight, is_only_prefill=False)
             decode.worker.submit(flight.local_job)
@@ -366,6 +378,12 @@ class SimMesh:
         prefill.reserve(-1)
         prefill.worker.release(sent)
         decode.reserve(-1)
+        if self._breaks_promise(decode, flight):
+            assert flight.lease is not None
+            decode.worker.pool.release(flight.lease)
+            decode.worker.wake()
+            self._end(flight, Ending.REJECTED, PROMISE_BROKEN)
+            return
         job = flight.local_job = Job(flight.request, flight.order, flight, is_only_prefill=False)
         job.lease, flight.lease = flight.lease, None
         assert job.lease is not None
@@ -374,25 +392,37 @@ class SimMesh:
         self._answer(flight)
         decode.worker.deliver(job)
 
+    def _breaks_promise(self, decode: Sight, flight: Flight) -> bool:
+        limits, worker, request = self._strict, decode.worker, flight.request
+        if limits is None:
+            return False
+        if self.loop.now_s - request.arrival_s > limits.ttft_s:
+            return True
+        tokens = worker.resident_tokens + request.prompt_tokens
+        step_s = worker.costs.decode_s(worker.decoding + 1, tokens)
+        return worker.decoding > 0 and step_s > limits.tpot_s
+
     # --- the answer
 
     def _answer(self, flight: Flight) -> None:
         flight.first_token_s = self.loop.now_s + self._timing.hop_s
         assert flight.permit is not None
-        self._desk.prefill_done(flight.permit)
+        self.desk.prefill_done(flight.permit)
 
     def _end(self, flight: Flight, ending: Ending, reason: str) -> None:
         del self._flights[flight.index]
         ended_s = self.loop.now_s + self._timing.hop_s
         if ending is Ending.REJECTED:
             self.rejected += 1
-            self._on_outcome(Outcome(flight.request, ending, reason, ended_s))
+            computed = flight.computed_tokens
+            outcome = Outcome(flight.request, ending, reason, ended_s, computed_tokens=computed)
+            self._on_outcome(outcome)
         else:
             self.served += 1
             self._on_outcome(flight.outcome(ended_s))
         if flight.permit is not None:
             is_served = ending is Ending.SERVED
-            self._desk.release(flight.permit, flight.request.output_tokens if is_served else None)
+            self.desk.release(flight.permit, flight.request.output_tokens if is_served else None)
         self.roster.settle()
 
 

@@ -20,7 +20,8 @@ class Outcome:
     `ttft_s` and `tpot_s` are None where there is none: rejected, or a single token. `cached_tokens`
     of the prompt needed no computing; `vain_tokens` were computed by a prefill worker although the
     decode worker held them. `reason` says why it was rejected, or why its prompt was
-    computed where it was.
+    computed where it was. `computed_tokens` of the prompt were computed for it, more than once
+    after a preemption.
     """
 
     request: SimRequest
@@ -34,6 +35,7 @@ class Outcome:
     is_remote: bool = False
     prefill_worker: str = ""
     decode_worker: str = ""
+    computed_tokens: int = 0
 
     def meets(self, ttft_slo_s: float, tpot_slo_s: float) -> bool:
         """Returns whether it was served within both limits; a single token has no TPOT to miss."""

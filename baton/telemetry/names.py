@@ -214,7 +214,7 @@ WITHOUT_PERMIT = Metric(
 SLO_ATTAINMENT = Metric(
     "baton.slo.attainment",
     "{ratio}",
-    "Share of all requests that met a target, those turned away included, by class and window.",
+    "Share of all requests, refused ones too, that met a target, by class, tenant and window.",
 )
 SLO_BURN_RATE = Metric(
     "baton.slo.burn_rate",

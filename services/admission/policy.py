@@ -97,17 +97,22 @@ class DecodePool:
         return self.bias * step_s
 
     def load(self, streams: Streams, tpot_slo_s: float) -> float:
-        """Returns the load: 1 where tokens take as long as they may, or the KV is full.
+        """Returns the load: the streams' share of what the target allows, or the KV's in use.
 
-        Where steps are not measured yet only the KV counts, and the slots bound what runs. Streams
-        that have a worker each could not be served faster, whatever their target, so their time is
-        no load.
+        1 is where tokens take as long as they may, or the KV is full. Where steps are not measured
+        yet only the KV counts, and the slots bound what runs. Streams that have a worker each could
+        not be served faster, whatever their target, so their time is no load.
         """
         workers = max(self.workers, 1)
         kv = streams.tokens / (workers * self.kv_tokens) if self.kv_tokens else 0.0
         if not self.costs.knows_step or streams.sequences <= workers:
             return kv
-        return max(kv, self.tpot_s(streams) / tpot_slo_s)
+        base, each, token = self.costs.step
+        taken_s = (each * streams.sequences + token * streams.tokens) / workers
+        allowed_s = tpot_slo_s / self.bias - base
+        if allowed_s <= 0:
+            return max(kv, streams.sequences / workers)
+        return max(kv, taken_s / allowed_s)
 
 
 class NoForecast:

@@ -41,6 +41,7 @@ from services.router.metrics import RouterMetrics, worker_states
 from services.router.model import ServedModel
 from services.router.permits import PermitClient
 from services.router.pipeline import Pipeline
+from services.router.promises import watch_promises
 from services.router.requests import RequestBook, RequestRecord, Targets
 from services.router.server import SERVICE, RouterServer
 from services.router.sessions import Sessions
@@ -98,6 +99,7 @@ async def running_router(
     book = RequestBook(
         Targets(qos.ttft_slo_ms / 1000, qos.tpot_slo_ms / 1000),
         on_served=lambda record: finished.add(_finished(record, candidates.block_size)),
+        tenants=qos.tenants,
     )
     threshold = config.split_policy.prompt_length_threshold
     traffic = TrafficMeter(threshold, lambda: book.waiting)
@@ -117,6 +119,7 @@ async def running_router(
         explanations=explanations,
         sessions=Sessions(),
     )
+    watch_promises(telemetry, book.slo, permits)
     pipeline = Pipeline(model, candidates, permits, dispatcher, telemetry, metrics)
     telemetry.gauge(WORKERS, lambda: worker_states(fleet))
     telemetry.gauge(STATE_AGE, lambda: [(min(fleet.age_s, LONGEST_AGE_S), {})])
@@ -128,7 +131,16 @@ async def running_router(
         shares_port=listening.shares_port,
     )
     servicer = RouterServer(
-        pipeline, fleet, candidates, model, metrics, explanations, pace, book, access or Access()
+        pipeline,
+        fleet,
+        candidates,
+        model,
+        metrics,
+        explanations,
+        pace,
+        book,
+        access or Access(),
+        permits,
     )
     router_pb2_grpc.add_RouterServiceServicer_to_server(servicer, server.grpc)
     async with AsyncExitStack() as stack:

@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
@@ -14,6 +14,7 @@ from baton.v1 import router_pb2, types_pb2
 from services.router import timing
 from services.router.answer import Answer, Figures
 from services.router.generation import Generation
+from services.router.slo import WINDOWS, SloTracker
 
 MAX_ENDED = 512
 """Ended requests that are kept; older ones are forgotten."""
@@ -62,11 +63,19 @@ class Targets:
         """Returns "met", or what was missed first: "failed", "ttft" or "tpot"."""
         if record.error_type or record.figures is None:
             return "failed"
-        ttft_s = self.ttft_s if record.ttft_slo_s is None else record.ttft_slo_s
-        tpot_s = self.tpot_s if record.tpot_slo_s is None else record.tpot_slo_s
-        if record.figures.ttft_s > ttft_s:
+        if not self.met_ttft(record):
             return "ttft"
-        return "tpot" if (record.figures.tpot_s or 0.0) > tpot_s else "met"
+        return "met" if self.met_tpot(record) else "tpot"
+
+    def met_ttft(self, record: RequestRecord) -> bool:
+        """Tells whether the first token came in time."""
+        target_s = self.ttft_s if record.ttft_slo_s is None else record.ttft_slo_s
+        return record.figures is not None and record.figures.ttft_s <= target_s
+
+    def met_tpot(self, record: RequestRecord) -> bool:
+        """Tells whether the tokens after it came in time; a single token has no pace to miss."""
+        target_s = self.tpot_s if record.tpot_slo_s is None else record.tpot_slo_s
+        return record.figures is not None and (record.figures.tpot_s or 0.0) <= target_s
 
 
 class RequestBook:
@@ -77,9 +86,11 @@ class RequestBook:
         targets: Targets,
         limit: int = MAX_ENDED,
         on_served: Callable[[RequestRecord], None] = lambda record: None,
+        tenants: Collection[str] = (),
     ) -> None:
         self.targets = targets
         self._on_served = on_served
+        self.slo = SloTracker(tenants)
         self._running: dict[int, RequestRecord] = {}
         self._ended: deque[tuple[RequestRecord, str]] = deque(maxlen=limit)
         self._offered: dict[Priority, int] = {}
@@ -102,6 +113,15 @@ class RequestBook:
         if outcome:
             self._offered[priority] = self._offered.get(priority, 0) + 1
             self._met[priority] = self._met.get(priority, 0) + (outcome == "met")
+        if outcome and record.generation is not None:
+            # What was wrong to ask for is nobody's broken promise.
+            self.slo.add(
+                time.monotonic(),
+                priority,
+                record.tenant,
+                met_ttft=self.targets.met_ttft(record),
+                met_tpot=self.targets.met_tpot(record),
+            )
         return outcome
 
     @property
@@ -116,6 +136,22 @@ class RequestBook:
         yield from (summary(record, None) for record in running)
         ended = itertools.islice(self._ended, limit - len(running))
         yield from (summary(record, outcome) for record, outcome in ended)
+
+    def recent_attainment(self) -> list[router_pb2.SloAttainment]:
+        """Returns the shares per class and tenant over sliding windows."""
+        return [
+            router_pb2.SloAttainment(
+                priority=types_pb2.Priority.ValueType(found.priority),
+                tenant=found.tenant,
+                window=duration(WINDOWS[found.window]),
+                requests=found.requests,
+                ttft_attainment=found.ttft,
+                tpot_attainment=found.tpot,
+                attainment=found.both,
+                burn_rate=found.burn_rate,
+            )
+            for found in self.slo.attainments(time.monotonic())
+        ]
 
     def attainment(self) -> list[router_pb2.AttainmentCount]:
         """Returns the counts by priority since the start."""

@@ -24,6 +24,7 @@ from services.router.explanations import Explanations
 from services.router.metrics import RouterMetrics
 from services.router.model import ServedModel
 from services.router.outlet import LinkOutlet, RouterCall, StreamOutlet
+from services.router.permits import PermitClient
 from services.router.pipeline import Pipeline
 from services.router.requests import RequestBook
 from services.router.tickets import TicketCall
@@ -47,6 +48,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         pace: Pace,
         book: RequestBook,
         access: Access,
+        permits: PermitClient,
     ) -> None:
         self._pipeline = pipeline
         self._fleet = fleet
@@ -57,6 +59,7 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
         self._pace = pace
         self._book = book
         self._access = access
+        self._permits = permits
 
     # The read-write form of grpc.aio, in which a slow client makes `write` wait.
     async def Generate(  # type: ignore[override]
@@ -127,6 +130,9 @@ class RouterServer(router_pb2_grpc.RouterServiceServicer):
             ],
             state_age=age_message(self._fleet.age_s),
             active_requests=self._metrics.active,
+            admission_services=self._permits.services,
+            requests_without_permit=self._permits.failed_open.total(),
+            slo=self._book.recent_attainment(),
         )
 
     async def Route(

@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.config import Config, Qos
 from baton.errors import BatonError
+from baton.requests import Priority
 from baton.rpc.status import from_rpc_error
 from baton.state.records import WorkerRole, WorkerStats
 from baton.state.registry import Registration
@@ -420,3 +421,31 @@ async def test_worker_with_another_tokenizer_is_not_used(redis_url: str) -> None
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.generate(text="a")
         assert refusal(caught).reason == "NO_WORKER"
+
+
+async def test_class_that_fails_closed_is_refused_without_admission(redis_url: str) -> None:
+    config = Config(qos=Qos(fail_closed=["low"]))
+    async with control_plane(redis_url) as plane:
+        await plane.decode("decode-0")
+        router = await plane.router(config)
+        client = await plane.client(router)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await client.generate(input_ids=[5], priority=types_pb2.PRIORITY_LOW)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert refusal(caught).reason == "NO_ADMISSION"
+        assert refusal(caught).retry_after_s is not None
+        await client.generate(input_ids=[5], sampling_params=greedy(3))
+        assert router.permits.failed_closed == {Priority.LOW: 1}
+        assert router.permits.failed_open == {Priority.NORMAL: 1}
+        fleet = await client.fleet()
+        assert (fleet.admission_services, fleet.requests_without_permit) == (0, 1)
+
+
+async def test_fleet_shows_how_well_targets_are_met(redis_url: str) -> None:
+    async with setup(redis_url) as mesh:
+        for _ in range(3):
+            await mesh.client.generate(input_ids=[5], sampling_params=greedy(3))
+        fleet = await mesh.client.fleet()
+        assert fleet.admission_services == 1
+        assert {found.requests for found in fleet.slo} == {3}
+        assert all(found.attainment == 1.0 for found in fleet.slo)

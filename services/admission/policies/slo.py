@@ -1,7 +1,7 @@
 """Early rejection on the larger of two loads: prefill's and decode's, 1 where the target breaks.
 
     prefill load = predicted TTFT / TTFT limit
-    decode load  = time per token of the decode set / its target (or the KV's share in use)
+    decode load  = streams / what the target for the time per token allows (or the KV's share)
 
 `SloNowPolicy` looks at the decode set of this moment. That is stale by the time the prefill takes:
 accepted prompts do not count until they decode, so too many are accepted, later too few, and the

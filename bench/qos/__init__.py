@@ -1,0 +1,1 @@
+"""`make bench-qos`: admission under load, in the simulator and in the mesh."""

@@ -1,0 +1,112 @@
+"""`make bench-qos`: all policies under load in the simulator, the default one in a mesh.
+
+In the simulator every policy gets the same traces, classes and fleets; whoever was accepted but
+would not be served within its targets is turned away after its prompt, as Mooncake's decode workers
+do, so that rejections can be compared (see docs/qos.md).
+"""
+
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from bench.qos.comparison import LOADS, SEEDS, Comparison, compare, figures, line, show
+from bench.qos.plots import oscillation
+from bench.qos.scenarios import scenarios
+from bench.qos.simulated import correlation_at_lag, swing
+from bench.report import emit, note
+from sim.costs.hardware import Hardware
+from sim.costs.presets import H100_COPY, UnknownHardwareError, hardware
+from sim.results.summary import Estimate
+
+PLOTTED_S = 700.0
+
+
+def main() -> None:
+    """Runs the command line."""
+    typer.run(_command)
+
+
+def _command(
+    requests: Annotated[int, typer.Option(help="Requests of each trace.")] = 2000,
+    seeds: Annotated[int, typer.Option(help="Seeds.")] = len(SEEDS),
+    mesh: Annotated[bool, typer.Option(help="Load a real mesh too.")] = True,
+    plot: Annotated[Path | None, typer.Option(help="Folder for the picture.")] = None,
+    record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
+) -> None:
+    """Compare the admission policies."""
+    console = Console()
+    found = [
+        compare(scenario, note, LOADS, tuple(range(1, seeds + 1)))
+        for scenario in scenarios(_machine(), requests)
+    ]
+    details: dict[str, Any] = {}
+    for each in found:
+        show(each, console)
+        details[each.scenario.name] = _details(each)
+        if plot is not None:
+            _draw(each, plot)
+    if mesh:
+        from bench.qos.mesh import load_mesh
+
+        with tempfile.TemporaryDirectory() as directory:
+            details["mesh"] = asyncio.run(load_mesh(Path(directory), note))
+    emit("bench-qos", figures(found[0]), details, record)
+
+
+def _machine() -> Hardware:
+    try:
+        return hardware("h100")
+    except UnknownHardwareError as error:
+        note(str(error))
+        return H100_COPY
+
+
+def _details(found: Comparison) -> dict[str, Any]:
+    return {
+        "capacity": found.capacity,
+        "figures": figures(found),
+        "rejected": {
+            f"{policy} {load:g}x": _value(found.mean(policy, load, lambda run: run.rejected_share))
+            for policy, load in found.runs
+        },
+        "wasted_share": {
+            f"{policy} {load:g}x": _value(found.mean(policy, load, lambda run: run.wasted_share))
+            for policy, load in found.runs
+        },
+        "runs": {
+            f"{policy} {load:g}x": [line(run) for run in runs]
+            for (policy, load), runs in found.runs.items()
+        },
+        "swings": {
+            policy: [
+                {
+                    "prefill": swing(run.loads.prefill),
+                    "decode": swing(run.loads.decode),
+                    "rejected": run.rejected_share,
+                    "goodput": run.goodput,
+                    "correlation": correlation_at_lag(run.loads, 0),
+                }
+                for run in runs
+            ]
+            for policy, runs in found.swings.items()
+        },
+    }
+
+
+def _value(value: Estimate) -> list[float | None]:
+    return [value.mean, value.half_width]
+
+
+def _draw(found: Comparison, folder: Path) -> None:
+    loads = {policy: runs[0].loads for policy, runs in found.swings.items()}
+    name = found.scenario.name
+    title = f"{name} at twice capacity, one class, {found.scenario.fleet.label}"
+    oscillation(folder / f"qos-oscillation-{name}.png", title, loads, PLOTTED_S)
+
+
+if __name__ == "__main__":
+    main()
