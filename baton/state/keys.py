@@ -66,6 +66,11 @@ def autoscaler_override() -> str:
     return f"{PREFIX}autoscaler:override"
 
 
+def admission() -> str:
+    """Hash of the parts of the permits that each admission service may grant, and its state."""
+    return f"{PREFIX}admission"
+
+
 def kv_events(incarnation: str) -> str:
     """Stream of one worker's prefix-cache changes; the entry id is the sequence number."""
     return f"{PREFIX}kv:{incarnation}:events"

@@ -56,3 +56,31 @@ redis.call('ZREM', KEYS[4], ARGV[2])
 redis.call('XADD', KEYS[5], 'MAXLEN', '~', ARGV[3], '*', 'left', ARGV[1])
 return 1
 """
+
+RESERVE = """
+-- KEYS reservations
+-- ARGV name, limit, wanted, in use, life in ms, report
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local taken = 0
+local reports = {}
+local held = redis.call('HGETALL', KEYS[1])
+for i = 1, #held, 2 do
+  if held[i] ~= ARGV[1] then
+    local other = cmsgpack.unpack(held[i + 1])
+    if other[1] < now then
+      redis.call('HDEL', KEYS[1], held[i])
+    else
+      taken = taken + other[2]
+      reports[#reports + 1] = other[3]
+    end
+  end
+end
+local part = math.min(tonumber(ARGV[3]), tonumber(ARGV[2]) - taken)
+part = math.max(part, tonumber(ARGV[4]))
+local life = tonumber(ARGV[5])
+redis.call('HSET', KEYS[1], ARGV[1], cmsgpack.pack({now + life, part, ARGV[6]}))
+redis.call('PEXPIRE', KEYS[1], 10 * life)
+table.insert(reports, 1, tostring(part))
+return reports
+"""

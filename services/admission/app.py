@@ -22,6 +22,7 @@ from baton.v1 import admission_pb2_grpc
 from services.admission.choice import make_door
 from services.admission.desk import PermitDesk
 from services.admission.pools import pools_of
+from services.admission.replicas import Replicas
 from services.admission.server import SERVICE, AdmissionServer
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,9 @@ async def running_admission(
         desk.set_pools(pools_of(fleet))
         await stack.enter_async_context(running(_follow(fleet, desk)))
         await stack.enter_async_context(running(desk.run()))
+        replicas = Replicas(redis, new_incarnation(), desk)
+        await replicas.exchange_or_go_on()
+        await stack.enter_async_context(replicas.taking_part())
         await server.start()
         stack.push_async_callback(_drain, desk, server)
         address = server.advertised(listening.advertise)

@@ -71,6 +71,11 @@ class PermitDesk:
         self._emptied = asyncio.Event()
 
     @property
+    def now_s(self) -> float:
+        """The desk's clock."""
+        return self._clock()
+
+    @property
     def load(self) -> MeshLoad:
         """The load now, with everybody who waits."""
         return self.door.load(self._clock())

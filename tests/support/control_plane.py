@@ -187,10 +187,12 @@ class ControlPlane:
         worker = FakeDecodeWorker(worker_id, self.model, script)
         return await self.stack.enter_async_context(worker.running(self.redis))
 
-    async def admission(self, config: Config | None = None) -> AdmissionApp:
+    async def admission(
+        self, config: Config | None = None, name: str = "admission-0"
+    ) -> AdmissionApp:
         app = running_admission(
             config or Config(),
-            Listening("127.0.0.1", 0, "admission-0"),
+            Listening("127.0.0.1", 0, name),
             self.redis,
             self.telemetry,
         )
