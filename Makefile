@@ -126,6 +126,14 @@ bench-transfer: setup ## KV transfers: speed, cost and what they add (ARGS="--de
 bench-autoscale: setup ## Autoscaling: simulated days, and a load step on the mesh
 	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.autoscale $(ARGS)
 
+.PHONY: bench-qos
+bench-qos: setup ## Admission's policies from 0.5 to 3 times capacity, in the simulator
+	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.qos $(ARGS)
+
+.PHONY: soak-qos
+soak-qos: setup ## Random cancels, deadlines and killed admission services must leave nothing
+	@$(BIN)/python -m bench.qos.soak $(ARGS)
+
 .PHONY: bench-engine
 bench-engine: setup ## The embedded engine beside transformers' generate
 	@$(BIN)/python -m bench.engine $(ARGS)

@@ -1,1 +1,1 @@
-"""`make bench-qos`: admission under load, in the simulator and in the mesh."""
+"""`make bench-qos` and `make soak-qos`: admission under load."""

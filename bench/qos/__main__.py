@@ -1,12 +1,10 @@
-"""`make bench-qos`: all policies under load in the simulator, the default one in a mesh.
+"""`make bench-qos`: all admission policies under load, in the simulator.
 
 In the simulator every policy gets the same traces, classes and fleets; whoever was accepted but
 would not be served within its targets is turned away after its prompt, as Mooncake's decode workers
 do, so that rejections can be compared (see docs/qos.md).
 """
 
-import asyncio
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,9 +29,8 @@ def main() -> None:
 
 
 def _command(
-    requests: Annotated[int, typer.Option(help="Requests of each trace.")] = 2000,
+    requests: Annotated[int, typer.Option(help="Requests of each trace.")] = 1200,
     seeds: Annotated[int, typer.Option(help="Seeds.")] = len(SEEDS),
-    mesh: Annotated[bool, typer.Option(help="Load a real mesh too.")] = True,
     plot: Annotated[Path | None, typer.Option(help="Folder for the picture.")] = None,
     record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
 ) -> None:
@@ -49,11 +46,6 @@ def _command(
         details[each.scenario.name] = _details(each)
         if plot is not None:
             _draw(each, plot)
-    if mesh:
-        from bench.qos.mesh import load_mesh
-
-        with tempfile.TemporaryDirectory() as directory:
-            details["mesh"] = asyncio.run(load_mesh(Path(directory), note))
     emit("bench-qos", figures(found[0]), details, record)
 
 
