@@ -179,7 +179,7 @@ def test_decode_load_is_that_of_the_policys_moment(
 
 @pytest.mark.parametrize(
     ("priority", "streams", "admitted"),
-    [(LOW, 138, True), (LOW, 141, False), (NORMAL, 158, True), (NORMAL, 161, False)],
+    [(LOW, 141, True), (LOW, 142, False), (NORMAL, 160, True), (NORMAL, 161, False)],
 )
 def test_each_class_stops_at_its_own_ceiling(
     priority: Priority, streams: float, admitted: bool
