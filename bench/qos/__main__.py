@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.qos.comparison import LOADS, SEEDS, Comparison, compare, figures, line, show
+from bench.qos.comparison import Comparison, compare, figures, line, show
 from bench.qos.plots import oscillation
-from bench.qos.scenarios import scenarios
+from bench.qos.scenarios import LOADS, SEEDS, scenarios
 from bench.qos.simulated import correlation_at_lag, swing
 from bench.report import emit, note
 from sim.costs.hardware import Hardware
