@@ -1,7 +1,7 @@
 """Everything that one call on a GPU machine measures: `python -m bench.gpu.run --out DIR`.
 
 Each part prints and saves what it has before the next one starts, and a part that fails does not
-stop those after it: the machine is lent for minutes, and half an answer is one.
+stop those after it: such a machine is rented by the minute, and half an answer is one.
 """
 
 import importlib
