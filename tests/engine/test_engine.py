@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,8 +170,14 @@ async def test_dead_engine_thread_fails_everything(
             await collect(engine.generate(request_of(prompt_of(9), 4)))
 
 
+def _options(directory: Path) -> TorchEngineOptions:
+    return TorchEngineOptions(
+        str(directory), kv_memory_bytes=1 << 18, block_size=BLOCK, device="cpu"
+    )
+
+
 async def test_stopping_ends_running_generations(llama) -> None:
-    engine = TorchEngine(TorchEngineOptions(str(llama.directory), 1 << 18, BLOCK, "cpu"))
+    engine = TorchEngine(_options(llama.directory))
     await engine.start(InProcessTransport("only", InProcessFabric()))
     async with aclosing(engine.generate(request_of(prompt_of(9), 240))) as events:
         await anext(events)

@@ -94,15 +94,15 @@ def test_admission_learns_of_the_pools_sizes_and_sees_the_true_state() -> None:
     sizes: list[tuple[int, int]] = []
     outcomes: list[Outcome] = []
     mesh = _mesh(outcomes, 1, 2, opens=False)
-    assert isinstance(mesh._desk, SimDesk)
-    resize = mesh._desk.resize
+    assert isinstance(mesh.desk, SimDesk)
+    resize = mesh.desk.resize
     stages = []
 
     def noted(prefill: int, decode: int) -> None:
         sizes.append((prefill, decode))
         resize(prefill, decode)
 
-    mesh._desk.resize = noted  # type: ignore[method-assign] - a spy on the real desk
+    mesh.desk.resize = noted  # type: ignore[method-assign] - a spy on the real desk
 
     def control(observation: Observation) -> None:
         if not sizes:
