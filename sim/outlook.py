@@ -1,7 +1,7 @@
 """What a simulated decode worker knows when it decides local or remote."""
 
 from services.decode.policy import LocalOutlook, Outlook, RemoteOutlook
-from services.router.policies.latency import prefill_s, wait_s
+from services.router.policies.terms import prefill_s, wait_s
 from services.router.policy import Decision, PrefillView
 from sim.views import Sight
 

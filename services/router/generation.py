@@ -9,7 +9,7 @@ from baton.requests import FinishReason, Priority, SamplingParams
 from baton.rpc.packed import put_ids
 from baton.rpc.sampling import sampling_message
 from baton.v1 import decode_link_pb2, types_pb2
-from services.router.policies.latency import prefill_s, wait_s
+from services.router.policies.terms import prefill_s, wait_s
 from services.router.policy import Decision, PrefillView
 
 

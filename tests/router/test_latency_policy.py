@@ -15,11 +15,9 @@ from services.router.policies.latency import (
     SLO_SHARE,
     LatencyPolicy,
     LatencySettings,
-    idle_and_slow,
-    rank_decodes,
-    rank_prefills,
 )
 from services.router.policies.load import LeastLoadedPolicy, PowerOfTwoPolicy
+from services.router.policies.terms import idle_and_slow, rank_decodes, rank_prefills
 from services.router.policy import (
     MAX_PREFILL_CANDIDATES,
     Decision,
@@ -365,7 +363,7 @@ def test_ranking_the_whole_width_says_what_evaluating_says(
     prefills: Sequence[PrefillView], decodes: Sequence[DecodeView], request_: RouteRequest
 ) -> None:
     router = policy()
-    ranked = rank_decodes(request_, decodes, SETTINGS)
+    ranked = rank_decodes(request_, decodes, SETTINGS.tpot_price, SETTINGS.chunk_tokens)
     for cost_s, view in ranked.computing:
         assert cost_s == pytest.approx(router.evaluate(request_, None, view).cost_s)
     stranger = prefill("stranger")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from baton.latency import CostModel
 from baton.state.prefix_index import PrefixIndex
-from services.router.policies.latency import rank_prefills, wait_s
 from services.router.policies.standing import FIRST, MOST_HOLDERS, Standing
+from services.router.policies.terms import rank_prefills, wait_s
 from services.router.policy import PrefillView, RouteRequest
 
 BLOCK = 16

@@ -19,7 +19,18 @@ from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
-from baton.latency import OUTPUT_TOKENS, interference_s, local_prefill_s
+from baton.latency import interference_s, local_prefill_s
+from services.router.policies.terms import (
+    TYPICAL,
+    RankedDecodes,
+    admit_s,
+    idle_and_slow,
+    prefill_s,
+    rank_decodes,
+    rank_prefills,
+    tpot_s,
+    wait_s,
+)
 from services.router.policy import (
     MAX_PREFILL_CANDIDATES,
     Decision,
@@ -47,14 +58,8 @@ SLO_SHARE = 0.9
 EXPLORE_SHARE = 1 / 64
 """Share of requests that may go to an idle worker that was measured slow, to measure it again."""
 
-SLOW = 2.0
-"""Slow is who takes this many times as long as the middle of its pool."""
-
 MAX_OPTIONS = 8
 """Options that a decision keeps to explain itself."""
-
-_TYPICAL = RouteRequest(prompt_tokens=2048)
-"""The request by which decode workers are put in order before the real one is known."""
 
 _cost = attrgetter("cost_s")
 
@@ -134,8 +139,11 @@ class LatencyPolicy:
 
     def decode_keys(self, view: DecodeView) -> tuple[float, float]:
         """Returns where a decode worker stands as one that receives, and as one that computes."""
-        ranked = rank_decodes(_TYPICAL, [view], self._settings)
+        ranked = self._rank(TYPICAL, [view])
         return ranked.receiving[0][0], ranked.computing[0][0]
+
+    def _rank(self, request: RouteRequest, views: Sequence[DecodeView]) -> RankedDecodes:
+        return rank_decodes(request, views, self._settings.tpot_price, self._settings.chunk_tokens)
 
     def evaluate(
         self, request: RouteRequest, prefill: PrefillView | None, decode: DecodeView
@@ -198,7 +206,7 @@ class LatencyPolicy:
         """Returns those worth pairing: best to receive, best to compute, and the session's."""
         if len(views) <= SHORTLIST:
             return views
-        ranked = rank_decodes(request, views, self._settings)
+        ranked = self._rank(request, views)
         computing = self._shortlist(ranked.computing, request, tie_s)
         receiving = self._shortlist(ranked.receiving, request, tie_s) if has_prefill else []
         preferred = [v for v in views if v.worker_id == request.preferred_decode]
@@ -329,123 +337,6 @@ class _Fronts(NamedTuple):
 
 def _missing_bytes(request: RouteRequest, decode: DecodeView) -> int:
     return max(0, request.prompt_tokens - decode.cached_tokens) * request.kv_bytes_per_token
-
-
-def idle_and_slow(views: Sequence[View]) -> list[View]:
-    """Returns the workers without work that take much longer than the middle of the pool."""
-    times = sorted(_typical_s(view) for view in views)
-    limit_s = SLOW * times[(len(times) - 1) // 2]
-    return [view for view in views if not _is_busy(view) and _typical_s(view) > limit_s]
-
-
-def _typical_s(view: PrefillView | DecodeView) -> float:
-    """Returns the seconds of a prompt and of the steps of an answer, as measured."""
-    costs = view.costs
-    compute_s = costs.prefill_s(_TYPICAL.prompt_tokens, 0)
-    if isinstance(view, PrefillView):
-        return compute_s
-    return compute_s + OUTPUT_TOKENS * costs.step_s(1, _TYPICAL.prompt_tokens)
-
-
-def _is_busy(view: PrefillView | DecodeView) -> bool:
-    return bool(view.queue_length or (isinstance(view, DecodeView) and view.decode_load))
-
-
-def wait_s(view: PrefillView | DecodeView) -> float:
-    """Returns how long the prompts ahead of a new one take on a worker."""
-    if not (view.queue_length or view.queued_tokens):
-        return 0.0
-    return view.costs.queue_s(view.queue_length, view.queued_tokens)
-
-
-def tpot_s(request: RouteRequest, decode: DecodeView) -> float:
-    """Returns the decode step's time with the request in it."""
-    resident = decode.resident_tokens + request.prompt_tokens
-    return decode.costs.step_s(decode.decode_load + 1, resident)
-
-
-def admit_s(request: RouteRequest, decode: DecodeView, *, is_local: bool) -> float:
-    """Returns how long a request waits to get into the decode worker.
-
-    A prompt computed here waits for the step under way, half of it on average; a first token that
-    comes from a prefill worker is passed on at once. Both wait for room where the pool is full: it
-    gets its tokens back as streams end, which each does within the steps of a mean answer.
-    """
-    if not decode.decode_load:
-        return 0.0
-    step_s = decode.costs.step_s(decode.decode_load, decode.resident_tokens)
-    begin_s = step_s / 2 if is_local else 0.0
-    if decode.kv_free_tokens is None:
-        return begin_s
-    shortage = request.prompt_tokens - decode.cached_tokens - decode.kv_free_tokens
-    if shortage <= 0:
-        return begin_s
-    steps = decode.costs.output_tokens
-    return begin_s + step_s * steps * shortage / max(decode.resident_tokens, shortage)
-
-
-def prefill_s(prompt_tokens: int, prefill: PrefillView) -> float:
-    """Returns how long a prefill worker computes a prompt."""
-    # Even with everything cached the last token is computed, for the next one to follow from.
-    uncached = max(1, prompt_tokens - prefill.cached_tokens)
-    return prefill.costs.prefill_s(uncached, prefill.cached_tokens)
-
-
-def rank_prefills(
-    request: RouteRequest, views: Sequence[PrefillView]
-) -> list[tuple[float, PrefillView]]:
-    """Returns what the prefill workers cost, whatever decodes; as fast as `rank_decodes`."""
-    ranked, prompt = [], request.prompt_tokens
-    for view in views:
-        cached = view.cached_tokens
-        uncached = max(1, prompt - cached)
-        start, linear, attention = view.costs.prefill
-        cost_s = start + uncached * (linear + attention * (cached + uncached / 2))
-        if view.queue_length or view.queued_tokens:
-            cost_s += wait_s(view)
-        ranked.append((cost_s, view))
-    return ranked
-
-
-class RankedDecodes(NamedTuple):
-    """Decode workers by what they cost computing the prompt, and receiving it from anybody."""
-
-    computing: list[tuple[float, DecodeView]]
-    receiving: list[tuple[float, DecodeView]]
-
-
-def rank_decodes(
-    request: RouteRequest, views: Sequence[DecodeView], settings: LatencySettings
-) -> RankedDecodes:
-    """Returns the costs of all decode workers.
-
-    This is `LatencyPolicy.evaluate` without the steps between, for the fleet's whole width: each
-    call and each object here would be there once per worker and request.
-    """
-    computing, receiving = [], []
-    prompt, token_bytes = request.prompt_tokens, request.kv_bytes_per_token
-    price, chunk = settings.tpot_price, settings.chunk_tokens
-    for view in views:
-        cached, load, resident = view.cached_tokens, view.decode_load, view.resident_tokens
-        costs = view.costs
-        missing = max(0, prompt - cached)
-        uncached = max(1, prompt - cached)
-        base, each, token = costs.step
-        join_s = base + each * load + token * resident
-        shared_s = price * (join_s + each + token * prompt)
-        if load and view.kv_free_tokens is not None:
-            shared_s += admit_s(request, view, is_local=False)
-        start, linear, attention = costs.prefill
-        alone_s = start + uncached * (linear + attention * (cached + uncached / 2))
-        steps_s = (0.5 - (-uncached // chunk)) * join_s if load else 0.0
-        streams_s = price * load * alone_s / costs.output_tokens
-        ahead_s = 0.0
-        if view.queue_length or view.queued_tokens:
-            ahead_s = costs.queue_s(view.queue_length, view.queued_tokens)
-        computing.append((shared_s + ahead_s + alone_s + steps_s + streams_s, view))
-        fixed, each_byte = costs.transfer
-        receiving.append((shared_s + fixed + each_byte * missing * token_bytes, view))
-    return RankedDecodes(computing, receiving)
 
 
 def _meets(request: RouteRequest, terms: Terms) -> bool:
