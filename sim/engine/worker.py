@@ -10,15 +10,14 @@ the result is that of single steps, at a cost that does not depend on tokens or 
 import heapq
 import math
 from collections.abc import Iterator
-from operator import attrgetter
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 from sim.costs.model import StepCosts
 from sim.engine.events import EventLoop
 from sim.engine.job import Job, Order, Phase
 from sim.engine.pool import SimPool
-
-_order = attrgetter("order")
+from sim.engine.streams import Streams, order_of
 
 
 class WorkerEvents(Protocol):
@@ -74,8 +73,6 @@ class SimWorker:
         self.costs = costs
         self.token_budget = token_budget
         self.busy_s = 0.0
-        self.decode_steps = 0
-        self.decode_tokens = 0
         self.prefill_tokens = 0
         self.preemptions = 0
         self.preempted_tokens = 0
@@ -89,9 +86,7 @@ class SimWorker:
         self._waiting: list[tuple[Order, Job]] = []
         self._delivered: list[tuple[Order, Job]] = []
         self._prefilling: list[Job] = []
-        self._decoding: set[Job] = set()
-        self._milestones: list[tuple[int, Order, Job]] = []
-        self._resident = 0
+        self._streams = Streams(pool.block_tokens)
         self._run: _Run | None = None
         self._version = 0
         self._was_preempted = False
@@ -109,25 +104,30 @@ class SimWorker:
     @property
     def decoding(self) -> int:
         """Jobs that generate."""
-        return len(self._decoding)
+        return len(self._streams)
+
+    @property
+    def decode_steps(self) -> int:
+        """Steps so far in which something decoded."""
+        return self._streams.steps
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens so far that such steps made."""
+        return self._streams.tokens
 
     @property
     def resident_tokens(self) -> int:
         """Tokens that the generating jobs hold together, when one last joined, grew or ended."""
-        return self._resident
+        return self._streams.resident_tokens
 
     def generated(self, job: Job) -> int:
         """Returns how many tokens of a job are out."""
-        grown = 0
-        if job in self._decoding:
-            grown = self.decode_steps + self._steps_done() - job.joined_step
-        return job.request.output_tokens - job.left + grown
+        return self._streams.generated(job, self._steps_done())
 
     def streams(self) -> Iterator[tuple[int, int]]:
         """Yields the length of each generating job's answer and how much of it is left."""
-        done = self.decode_steps + self._steps_done()
-        for job in self._decoding:
-            yield job.request.output_tokens, job.left - (done - job.joined_step)
+        return self._streams.lengths(self._steps_done())
 
     def submit(self, job: Job) -> None:
         """Takes in a job whose prompt is to be computed here."""
@@ -173,20 +173,20 @@ class SimWorker:
         chunks = self._plan()
         if chunks:
             self._start_mixed(chunks)
-        elif self._decoding:
+        elif self._streams:
             # After a preemption nobody is admitted in this step, but perhaps in the next one.
-            steps = 1 if must_look_again else max(1, self._milestones[0][0] - self.decode_steps)
+            steps = 1 if must_look_again else self._streams.steps_to_milestone
             self._schedule_run(self._loop.now_s, steps)
         elif must_look_again:
             self._turn()
 
     @property
     def _has_slot(self) -> bool:
-        return len(self._prefilling) + len(self._decoding) < self._max_running
+        return len(self._prefilling) + len(self._streams) < self._max_running
 
     def _plan(self) -> list[_Chunk]:
         chunks: list[_Chunk] = []
-        budget = self.token_budget - len(self._decoding)
+        budget = self.token_budget - len(self._streams)
         may_admit = not self._was_preempted
         self._was_preempted = False
         position = 0
@@ -210,7 +210,7 @@ class SimWorker:
         return chunks
 
     def _admit(self, job: Job) -> bool:
-        lease = self.pool.reserve(job.request.hashes, job.tokens, spare=len(self._decoding))
+        lease = self.pool.reserve(job.request.hashes, job.tokens, spare=len(self._streams))
         if lease is None:
             return False
         heapq.heappop(self._waiting)
@@ -226,8 +226,8 @@ class SimWorker:
         return True
 
     def _start_mixed(self, chunks: list[_Chunk]) -> None:
-        sequences = len(self._decoding)
-        step_s = self.costs.mixed_base_s(sequences, self._resident)
+        sequences = len(self._streams)
+        step_s = self.costs.mixed_base_s(sequences, self._streams.resident_tokens)
         for job, count in chunks:
             step_s += self.costs.tokens_s(count, job.computed)
         self.step_started_s = self._loop.now_s
@@ -237,7 +237,8 @@ class SimWorker:
     def _end_mixed(self, chunks: list[_Chunk]) -> None:
         self._changed.add(self.index)
         self.step_started_s = None
-        self._advance(1 if self._decoding else 0)
+        if self._streams:
+            self._advance(1)
         for job, count in chunks:
             # A sequence that had to grow may have taken this one's blocks a moment ago.
             if job.phase is Phase.PREFILLING:
@@ -272,23 +273,15 @@ class SimWorker:
         if not job.left:
             self._finish(job)
             return
-        job.joined_step = self.decode_steps
-        self._decoding.add(job)
-        self._resident += job.tokens
-        self._set_milestone(job)
-
-    def _set_milestone(self, job: Job) -> None:
-        """Notes the step at which the job ends or its next token needs another block."""
-        room = job.table_blocks * self.pool.block_tokens - job.tokens
-        end = job.joined_step + min(job.left, room + 1)
-        job.milestone = end
-        heapq.heappush(self._milestones, (end, job.order, job))
+        self._streams.join(job)
 
     def _schedule_run(self, start_s: float, steps: int) -> None:
         self._version += 1
         self._run = _Run(start_s, steps, self._version)
         self.step_started_s = start_s
-        end_s = start_s + self.costs.decode_s(len(self._decoding), self._resident, steps)
+        end_s = start_s + self.costs.decode_s(
+            len(self._streams), self._streams.resident_tokens, steps
+        )
         self._loop.at(end_s, self._end_run, self._run)
 
     def _cut(self, run: _Run) -> None:
@@ -300,8 +293,8 @@ class SimWorker:
 
     def _steps_within(self, elapsed_s: float) -> int:
         """Returns the fewest whole steps that take at least `elapsed_s`."""
-        sequences = len(self._decoding)
-        first_s = self.costs.decode_s(sequences, self._resident)
+        sequences = len(self._streams)
+        first_s = self.costs.decode_s(sequences, self._streams.resident_tokens)
         curve = self.costs.decode_coefficients(sequences)[2] * sequences / 2
         slope = first_s - curve
         # The larger root of curve k^2 + slope k = elapsed, in the form that is exact for curve 0.
@@ -323,41 +316,23 @@ class SimWorker:
         self._turn()
 
     def _advance(self, steps: int) -> None:
-        if steps:
-            self.decode_steps += steps
-            self.decode_tokens += steps * len(self._decoding)
-            self._resident += steps * len(self._decoding)
-            self._reach_milestones()
+        self._streams.advance(steps)
+        self._reach_milestones()
 
     def _reach_milestones(self) -> None:
         """Ends the sequences that are complete, then gives the others room for their next token."""
-        milestones = self._milestones
         growing: list[Job] = []
-        while milestones and milestones[0][0] <= self.decode_steps:
-            step, _, job = heapq.heappop(milestones)
-            if job in self._decoding and job.milestone == step:
-                self._catch_up(job)
-                if job.left:
-                    growing.append(job)
-                else:
-                    self._leave(job)
-                    self._finish(job)
-        growing.sort(key=_order)
+        for job in self._streams.due():
+            if job.left:
+                growing.append(job)
+            else:
+                self._streams.leave(job)
+                self._finish(job)
+        growing.sort(key=order_of)
         for job in growing:
             # An earlier one of these may have taken its blocks.
-            if job in self._decoding and self._grow(job):
-                self._set_milestone(job)
-
-    def _catch_up(self, job: Job) -> None:
-        grown = self.decode_steps - job.joined_step
-        job.tokens += grown
-        job.computed = job.tokens - 1
-        job.left -= grown
-        job.joined_step = self.decode_steps
-
-    def _leave(self, job: Job) -> None:
-        self._decoding.remove(job)
-        self._resident -= job.tokens
+            if job in self._streams and self._grow(job):
+                self._streams.set_milestone(job)
 
     def _finish(self, job: Job) -> None:
         assert job.lease is not None
@@ -378,15 +353,15 @@ class SimWorker:
 
     def _youngest(self) -> Job:
         prefilling = (job for job in self._prefilling if not job.is_only_prefill)
-        return max((*self._decoding, *prefilling), key=_order)
+        return max(chain(self._streams, prefilling), key=order_of)
 
     def _preempt(self, job: Job) -> None:
         assert job.lease is not None
         self.preemptions += 1
         self._was_preempted = True
         if job.phase is Phase.DECODING:
-            self._catch_up(job)
-            self._leave(job)
+            self._streams.catch_up(job)
+            self._streams.leave(job)
         else:
             self._prefilling.remove(job)
         self.preempted_tokens += job.computed
