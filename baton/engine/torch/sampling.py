@@ -1,8 +1,12 @@
 """Choosing tokens from logits.
 
-The random draw of a token depends on the request's seed and the token's position alone. Together
-with a filter and a draw that look at one row only, this makes a request continue with the same
-tokens whatever else is in its batch and whichever worker it resumes on.
+A token is drawn by the Gumbel-max method (Gumbel, "Statistical Theory of Extreme Values", 1954):
+each token of the vocabulary gets a waiting time, exponential with the token's probability as its
+rate, and the first wins. The times depend on the request's seed, the position and the token alone.
+Together with a filter that looks at one row only, this makes a request continue with the same
+tokens whatever else is in its batch and whichever worker it resumes on. Logits of another batch
+shape differ in their last bits; then a winner changes only where two times nearly tie, while a
+draw from cumulated probabilities would change at each of the vocabulary's borders.
 """
 
 import struct
@@ -17,6 +21,16 @@ from baton.requests import SamplingParams
 
 _DRAW = struct.Struct("<QQ")
 _MASK_64 = (1 << 64) - 1
+
+
+def _signed(bits: int) -> int:
+    """Returns 64 bits as the signed number that torch can multiply by."""
+    return bits - (1 << 64) if bits >> 63 else bits
+
+
+_STEP = _signed(0x9E3779B97F4A7C15)
+_FIRST_MIX = _signed(0xBF58476D1CE4E5B9)
+_SECOND_MIX = _signed(0x94D049BB133111EB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +49,20 @@ class Choice(NamedTuple):
     logprob: float | None
 
 
-def uniform(seed: int, position: int) -> float:
-    """Returns the draw in [0, 1) of the token at `position`."""
-    return (xxhash.xxh3_64_intdigest(_DRAW.pack(seed & _MASK_64, position)) >> 11) * 2.0**-53
+def uniform(draws: Sequence[Draw], vocab_size: int, device: torch.device) -> torch.Tensor:
+    """Returns the numbers in (0, 1) of each token at each draw, float64 [draws, vocabulary].
+
+    A row's key is a hash of seed and position; its tokens are the steps of SplitMix64 from there
+    (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+    """
+    keys = torch.tensor([_key(draw) for draw in draws], device=device).unsqueeze(1)
+    # In place: a vocabulary of 128k makes each copy a megabyte per row.
+    bits = torch.arange(1, vocab_size + 1, device=device).mul_(_STEP) + keys
+    scratch = torch.empty_like(bits)
+    bits.bitwise_xor_(_shifted(bits, 30, scratch)).mul_(_FIRST_MIX)
+    bits.bitwise_xor_(_shifted(bits, 27, scratch)).mul_(_SECOND_MIX)
+    bits.bitwise_xor_(_shifted(bits, 31, scratch))
+    return _shifted(bits, 11, scratch).double().add_(0.5).mul_(2.0**-53)
 
 
 def choose(logits: torch.Tensor, draws: Sequence[Draw]) -> list[Choice]:
@@ -74,13 +99,18 @@ def _sample(logits: torch.Tensor, draws: Sequence[Draw]) -> torch.Tensor:
         probabilities[rows] = _filter(
             probabilities[rows], [draws[row].sampling for row in filtered]
         )
-    cumulative = probabilities.cumsum(dim=-1, dtype=torch.float64)
-    draw_at = _column([uniform(draw.seed, draw.position) for draw in draws], cumulative)
-    # The factor keeps rounding from pointing behind the last possible token.
-    target = draw_at.clamp(max=1.0 - 1e-12) * cumulative[:, -1:]
-    chosen = torch.searchsorted(cumulative, target, right=True).squeeze(1)
-    # A row of NaN points behind the vocabulary; it must not fail the others' next step.
-    return chosen.clamp(max=wide.shape[1] - 1)
+    waits = uniform(draws, wide.shape[1], wide.device).log_().neg_()
+    return waits.reciprocal_().mul_(probabilities).argmax(dim=-1)
+
+
+def _key(draw: Draw) -> int:
+    packed = _DRAW.pack(draw.seed & _MASK_64, draw.position)
+    return _signed(xxhash.xxh3_64_intdigest(packed))
+
+
+def _shifted(bits: torch.Tensor, count: int, out: torch.Tensor) -> torch.Tensor:
+    # torch shifts copies of the sign in; the mask takes them out again.
+    return torch.bitwise_right_shift(bits, count, out=out).bitwise_and_((1 << (64 - count)) - 1)
 
 
 def _is_filtered(sampling: SamplingParams, vocab_size: int) -> bool:
