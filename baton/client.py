@@ -105,7 +105,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How the answer ended, what it took and where it ran; always the last part."""
+    """How the answer ended, what it took and where it ran; always the last part.
+
+    `trace_id` is empty where traces are not exported.
+    """
 
     request_id: str
     model: str
@@ -121,6 +124,7 @@ class Completion:
     kv_bytes: int
     migrations: int
     degradations: tuple[str, ...]
+    trace_id: str
 
 
 class RouterClient:
@@ -320,6 +324,7 @@ def _completion(complete: router_pb2.GenerateComplete) -> Completion:
         kv_bytes=placement.kv_bytes,
         migrations=placement.migrations,
         degradations=tuple(complete.degradations),
+        trace_id=complete.trace_id,
     )
 
 

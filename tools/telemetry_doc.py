@@ -34,8 +34,10 @@ made from `baton/telemetry/names.py` by `make docs`.
 Without an endpoint and without Prometheus nothing is recorded at all.
 
 **Trace context.** Clients may send `traceparent`, as gRPC metadata or as an HTTP header; the
-request's spans then belong to their trace. The gateway answers with `traceresponse` (W3C Trace
-Context Level 2), which names the trace that its request became. Inside the mesh the context travels
+request's spans then belong to their trace. Which trace a request became is answered, also when it
+failed, in `traceresponse` (W3C Trace Context Level 2): a header of the gateway's answer, initial
+metadata of `RouterService.Generate`; `GenerateComplete.trace_id` has it too, and `baton generate`
+prints it. Inside the mesh the context travels
 in the frames of each request, and to an SGLang engine with the request, so that its own spans have
 the same trace.
 

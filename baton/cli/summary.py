@@ -33,6 +33,8 @@ def summary(done: Completion) -> list[str]:
     phrases = [place, tokens, times(done.timing)]
     if done.degradations:
         phrases.append(f"degraded: {', '.join(done.degradations)}")
+    if done.trace_id:
+        phrases.append(f"trace {done.trace_id}")
     return phrases
 
 

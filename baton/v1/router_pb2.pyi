@@ -271,12 +271,15 @@ class GenerateComplete(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     PLACEMENT_FIELD_NUMBER: _builtins.int
     DEGRADATIONS_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's name."""
     model: _builtins.str
     """The model that answered."""
     finish_reason: _types_pb2.FinishReason.ValueType
     """Why it ended."""
+    trace_id: _builtins.str
+    """Its trace in hex (W3C); empty where traces are not exported."""
     @_builtins.property
     def usage(self) -> _types_pb2.Usage:
         """Tokens read and produced."""
@@ -303,10 +306,11 @@ class GenerateComplete(_message.Message):
         timing: _types_pb2.TimingBreakdown | None = ...,
         placement: Global___Placement | None = ...,
         degradations: _abc.Iterable[_builtins.str] | None = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["placement", b"placement", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["degradations", b"degradations", "finish_reason", b"finish_reason", "model", b"model", "placement", b"placement", "request_id", b"request_id", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["degradations", b"degradations", "finish_reason", b"finish_reason", "model", b"model", "placement", b"placement", "request_id", b"request_id", "timing", b"timing", "trace_id", b"trace_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -79,7 +79,9 @@ class RouterServiceServicer:
     def Generate(self, request, context):
         """Streams the answer to one prompt. Errors are gRPC statuses with ErrorInfo
         (domain "baton.v1") and, where a retry can help, RetryInfo; a stream that ends
-        with OK always carried a GenerateComplete.
+        with OK always carried a GenerateComplete. The client's trace context is taken from
+        the metadata key "traceparent" (W3C); where traces are exported, "traceresponse" in
+        the initial metadata names the trace of the request, also of one that fails.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,7 +38,9 @@ class RouterServiceStub:
     Generate: _grpc.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]
     """Streams the answer to one prompt. Errors are gRPC statuses with ErrorInfo
     (domain "baton.v1") and, where a retry can help, RetryInfo; a stream that ends
-    with OK always carried a GenerateComplete.
+    with OK always carried a GenerateComplete. The client's trace context is taken from
+    the metadata key "traceparent" (W3C); where traces are exported, "traceresponse" in
+    the initial metadata names the trace of the request, also of one that fails.
     """
     Link: _grpc.StreamStreamMultiCallable[_router_pb2.RouterServiceLinkRequest, _router_pb2.RouterServiceLinkResponse]
     """Many Generate requests on one long-lived stream, for gateways and client libraries
@@ -73,7 +75,9 @@ class RouterServiceAsyncStub(RouterServiceStub):
     Generate: _aio.UnaryStreamMultiCallable[_router_pb2.GenerateRequest, _router_pb2.GenerateResponse]  # type: ignore[assignment]
     """Streams the answer to one prompt. Errors are gRPC statuses with ErrorInfo
     (domain "baton.v1") and, where a retry can help, RetryInfo; a stream that ends
-    with OK always carried a GenerateComplete.
+    with OK always carried a GenerateComplete. The client's trace context is taken from
+    the metadata key "traceparent" (W3C); where traces are exported, "traceresponse" in
+    the initial metadata names the trace of the request, also of one that fails.
     """
     Link: _aio.StreamStreamMultiCallable[_router_pb2.RouterServiceLinkRequest, _router_pb2.RouterServiceLinkResponse]  # type: ignore[assignment]
     """Many Generate requests on one long-lived stream, for gateways and client libraries
@@ -111,7 +115,9 @@ class RouterServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_router_pb2.GenerateResponse], _abc.AsyncIterator[_router_pb2.GenerateResponse]]:
         """Streams the answer to one prompt. Errors are gRPC statuses with ErrorInfo
         (domain "baton.v1") and, where a retry can help, RetryInfo; a stream that ends
-        with OK always carried a GenerateComplete.
+        with OK always carried a GenerateComplete. The client's trace context is taken from
+        the metadata key "traceparent" (W3C); where traces are exported, "traceresponse" in
+        the initial metadata names the trace of the request, also of one that fails.
         """
 
     @_abc_1.abstractmethod

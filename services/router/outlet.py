@@ -11,6 +11,10 @@ from baton.v1 import router_pb2
 RouterCall = ServedCall[router_pb2.RouterCommand, router_pb2.RouterEvent]
 
 
+TRACERESPONSE = "traceresponse"
+"""Metadata of W3C Trace Context Level 2. On a link, the end of an answer names its trace."""
+
+
 class Outlet(Protocol):
     """Sends an answer's parts to its client; waits while the client does not read."""
 
@@ -28,6 +32,10 @@ class StreamOutlet:
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._context = context
+
+    async def traced(self, traceparent: str) -> None:
+        """Tells before anything else which span the request became."""
+        await self._context.send_initial_metadata(((TRACERESPONSE, traceparent),))
 
     async def chunk(self, text: str, output_ids: Sequence[int], logprobs: Sequence[float]) -> None:
         """See Outlet."""

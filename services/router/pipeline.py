@@ -18,7 +18,7 @@ from services.router.generation import Generation
 from services.router.incoming import Incoming, fitted, tokenize
 from services.router.metrics import RouterMetrics, mode_name
 from services.router.model import ServedModel
-from services.router.outlet import Outlet
+from services.router.outlet import Outlet, StreamOutlet
 from services.router.permits import QUEUED, HeldPermit, PermitClient, PermitNeed
 from services.router.requests import RequestRecord
 from services.router.tickets import TicketCall, reported
@@ -67,11 +67,14 @@ class Pipeline:
             self._metrics.request(operation) as record,
             self._telemetry.span(names.SPAN_REQUEST, traceparent, attributes) as span,
         ):
+            own = traceparent_of(span)
+            if own and isinstance(outlet, StreamOutlet):
+                await outlet.traced(own)
             if deadline_s is not None and deadline_s <= time.monotonic():
                 raise DeadlineError("the deadline passed before the request arrived")
             incoming = check_request(message, self._model)
             _describe(incoming, record, span)
-            generation = await self._tokenized(incoming, deadline_s, traceparent_of(span))
+            generation = await self._tokenized(incoming, deadline_s, own)
             record.generation = generation
             tokenized_s = time.monotonic()
             need = self._need(incoming, generation)
@@ -181,6 +184,7 @@ class Pipeline:
         if span.is_recording():
             _account(record, span)
         complete = answer.complete(self._model.name, record.figures, permit.degradations)
+        complete.trace_id = record.trace_id
         await outlet.complete(complete)
 
 

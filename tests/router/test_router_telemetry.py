@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import grpc
 import pytest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -11,8 +12,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from baton.errors import UnavailableError
 from baton.telemetry import names
-from baton.telemetry.providers import Telemetry
-from baton.v1 import types_pb2
+from baton.telemetry.providers import Telemetry, traceparent_of
+from baton.v1 import router_pb2, types_pb2
 from tests.support.control_plane import Call, ControlPlane, FakeDecodeWorker, control_plane
 from tests.support.mesh import greedy
 from tests.support.waiting import eventually
@@ -88,6 +89,33 @@ async def test_spans_of_a_request_are_siblings_under_one_parent(
         assert attributes[names.ATTR_OUTPUT_TOKENS] == len(answer.output_ids)
         assert attributes[names.ATTR_ADMISSION_VERDICT] == "granted"
         assert (spans[names.SPAN_ADMIT].attributes or {})[names.ATTR_ADMISSION_VERDICT] == "granted"
+
+
+async def test_clients_are_told_the_trace_of_an_answer(redis_url: str, recorded: Recorded) -> None:
+    async with control_plane(redis_url) as plane:
+        await plane.decode("decode-0")
+        client = await plane.client(await with_telemetry(plane, recorded))
+        message = router_pb2.GenerateRequest(input_ids=[5], sampling_params=greedy(1))
+        call = client.stub.Generate(message, timeout=10)
+        told = dict(await call.initial_metadata())["traceresponse"]
+        parts = [part async for part in call]
+        await eventually(lambda: len(recorded.spans.get_finished_spans()) == 3)
+        spans = {span.name: span for span in recorded.spans.get_finished_spans()}
+        assert told == traceparent_of(spans[names.SPAN_REQUEST])
+        assert parts[-1].complete.trace_id == told.split("-")[1]
+
+
+async def test_clients_are_told_the_trace_of_a_refused_request(
+    redis_url: str, recorded: Recorded
+) -> None:
+    async with control_plane(redis_url) as plane:
+        client = await plane.client(await with_telemetry(plane, recorded))
+        call = client.stub.Generate(router_pb2.GenerateRequest(), timeout=10)
+        told = dict(await call.initial_metadata())["traceresponse"]
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await eventually(lambda: len(recorded.spans.get_finished_spans()) == 1)
+        (span,) = recorded.spans.get_finished_spans()
+        assert told == traceparent_of(span)
 
 
 async def test_workers_get_the_requests_trace(redis_url: str, recorded: Recorded) -> None:
