@@ -16,6 +16,9 @@ from baton.requests import EngineRequest
 
 ROOM_BITS = 63
 
+RENDEZVOUS_CHANGED = "RENDEZVOUS_CHANGED"
+"""Reason with which a leg is refused whose room is at an earlier start of the engine."""
+
 
 @dataclass(frozen=True, slots=True)
 class Room:

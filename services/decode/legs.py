@@ -8,22 +8,29 @@ either ends the other, and only the decode leg's first token says that the KV ar
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from baton.engine.base import Prefilled, TokenEvent
-from baton.engine.rooms import RoomEngine, new_room
-from baton.errors import BatonError, CancelledByPeerError, InvalidRequestError, TransferError
+from baton.engine.rooms import RENDEZVOUS_CHANGED, RoomEngine, new_room
+from baton.errors import (
+    BatonError,
+    CancelledByPeerError,
+    InvalidRequestError,
+    PreconditionError,
+    TransferError,
+)
 from baton.requests import EngineRequest
 from baton.rpc.link import LinkPool
 from baton.rpc.links import PREFILL_LINK
 from baton.v1 import prefill_link_pb2
 from baton.worker import messages
+from services.decode.attempts import AttemptFailed
 from services.decode.job import Job
 from services.decode.peers import PrefillWorker
 from services.decode.prefill_result import result, to_prefilled
-from services.decode.remote import PREFILL_TIMEOUT_S, AttemptFailed
+from services.decode.remote import PREFILL_TIMEOUT_S
 from services.decode.room_pairs import RoomPairs
 
 LATE_RESULT_S = 0.001
@@ -79,16 +86,28 @@ class Legs:
         """
         has_met = False
         try:
-            async with (
-                self._pairs.using(worker) as rendezvous,
-                self._both(job, worker, rendezvous) as met,
-            ):
+            async with AsyncExitStack() as held:
+                try:
+                    met = await held.enter_async_context(self._meet(job, worker))
+                except PreconditionError as error:
+                    if error.reason != RENDEZVOUS_CHANGED:
+                        raise
+                    # The engine was started again, and is met where it is now.
+                    met = await held.enter_async_context(self._meet(job, worker))
                 has_met = True
                 yield met
         except BatonError as error:
             if has_met or isinstance(error, InvalidRequestError):
                 raise  # nobody else would serve it either
             raise AttemptFailed(worker.worker_id, error) from error
+
+    @asynccontextmanager
+    async def _meet(self, job: Job, worker: PrefillWorker) -> AsyncIterator[Met]:
+        async with (
+            self._pairs.using(worker) as rendezvous,
+            self._both(job, worker, rendezvous) as met,
+        ):
+            yield met
 
     @asynccontextmanager
     async def _both(self, job: Job, worker: PrefillWorker, rendezvous: str) -> AsyncIterator[Met]:

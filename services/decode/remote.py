@@ -13,6 +13,7 @@ from baton.rpc.link import LinkPool
 from baton.rpc.links import PREFILL_LINK
 from baton.v1 import prefill_link_pb2
 from baton.worker import messages
+from services.decode.attempts import AttemptFailed
 from services.decode.job import Job
 from services.decode.peers import PEER_UNKNOWN, Peers, PrefillWorker
 from services.decode.prefill_result import result, to_prefilled
@@ -22,15 +23,6 @@ PREFILL_TIMEOUT_S = 120.0
 """How long a prefill worker may take for a request that has no deadline of its own."""
 
 VERIFY_TIMEOUT_S = 5.0
-
-
-class AttemptFailed(Exception):  # noqa: N818  # an outcome that the caller goes on from
-    """A prefill worker did not deliver. `reason` is machine-readable."""
-
-    def __init__(self, worker_id: str, error: BatonError) -> None:
-        super().__init__(f"{worker_id}: {error.message}")
-        self.worker_id = worker_id
-        self.reason = error.reason
 
 
 @dataclass(slots=True)

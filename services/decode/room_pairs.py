@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from baton.engine.rooms import RoomEngine
+from baton.engine.rooms import RENDEZVOUS_CHANGED, RoomEngine
 from baton.errors import BatonError, PreconditionError, UnavailableError
 from baton.requests import EngineRequest, SamplingParams
 from baton.rpc.channels import open_channel
@@ -174,7 +174,7 @@ def _concerns_pair(error: BatonError) -> bool:
 
 def _book_failure(pair: _Pair, error: BatonError) -> None:
     pair.rendezvous = ""
-    if error.reason == "RENDEZVOUS_CHANGED":
+    if error.reason == RENDEZVOUS_CHANGED:
         return  # it lives, at another place
     if error.reason == "ENGINE_DOWN":
         # One of the two engines is started again, and is nobody to keep away from after that.

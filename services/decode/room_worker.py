@@ -3,26 +3,25 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
 from baton.engine.admit import check_request
 from baton.engine.base import Prefilled
 from baton.engine.rooms import RoomEngine
-from baton.errors import DeadlineError, UnavailableError
+from baton.errors import DeadlineError
 from baton.kv.transfer import KvReceipt
 from baton.state.background import running
 from baton.state.fleet import FleetView
 from baton.worker.costs import CostBook
+from services.decode.attempts import AttemptFailed, nobody_delivered
 from services.decode.job import DecodeUpdate, Job, PromptReady
 from services.decode.kinds import CLOSE_IDLE_EVERY_S
 from services.decode.legs import Legs, Met
 from services.decode.outlook import decide
 from services.decode.policy import SplitDecision, SplitPolicy, fit_to_engine
-from services.decode.remote import AttemptFailed
 from services.decode.room_pairs import RoomPairs
-from services.decode.worker import PREFILL_FAILED
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +41,8 @@ class RoomDecodeWorker:
     async def run(self, job: Job) -> AsyncGenerator[DecodeUpdate, None]:
         """Yields PromptReady once, then the tokens. Closing it stops the work and frees its KV.
 
-        Raises UnavailableError (PREFILL_FAILED) when no pair delivered, and what the engine
-        raises.
+        Raises UnavailableError (PREFILL_FAILED) when no pair delivered, OverloadedError when all
+        of them were full, and what the engine raises.
         """
         arrived_s, capabilities = time.monotonic(), self._engine.capabilities
         check_request(job.request, capabilities)
@@ -77,7 +76,7 @@ class RoomDecodeWorker:
     async def _run_paired(
         self, job: Job, decision: SplitDecision, matched: int, arrived_s: float
     ) -> AsyncGenerator[DecodeUpdate, None]:
-        failed: list[str] = []
+        failed: list[AttemptFailed] = []
         async with AsyncExitStack() as held:
             for index in decision.candidates:
                 worker = job.candidates[index].worker
@@ -91,7 +90,7 @@ class RoomDecodeWorker:
                     logger.info(
                         "pair attempt failed request_id=%s: %s", job.request.request_id, attempt
                     )
-                    failed.append(f"{attempt.worker_id}: {attempt.reason}")
+                    failed.append(attempt)
                     continue
                 tokens = len(job.request.input_ids)
                 ready = self._met(decision, worker.worker_id, matched, met, tokens, failed)
@@ -101,11 +100,7 @@ class RoomDecodeWorker:
                     yield event
                 self._learn(worker.worker_id, met)
                 return
-        raise UnavailableError(
-            "no prefill worker computed the prompt and this engine cannot: "
-            + (", ".join(failed) or decision.reason),
-            reason=PREFILL_FAILED,
-        )
+        raise nobody_delivered(failed, decision.reason)
 
     def _met(
         self,
@@ -114,7 +109,7 @@ class RoomDecodeWorker:
         matched: int,
         met: Met,
         prompt_tokens: int,
-        failed: list[str],
+        failed: Sequence[AttemptFailed],
     ) -> PromptReady:
         """Returns what is known of a prompt whose KV came; what no part explains is transfer."""
         cached_here = _cached_here(met)
@@ -133,7 +128,7 @@ class RoomDecodeWorker:
             prefill_queue_s=prefill.queue_s,
             prefill_compute_s=prefill.compute_s,
             kv_transfer_s=transfer_s,
-            failed_attempts=tuple(failed),
+            failed_attempts=tuple(attempt.story for attempt in failed),
         )
 
     def _learn(self, worker_id: str, met: Met) -> None:

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from typing import cast
 
 from baton.engine.base import Engine, Prefilled, TokenEvent
-from baton.errors import DeadlineError, OverloadedError, UnavailableError
+from baton.errors import DeadlineError, OverloadedError
 from baton.worker.costs import CostBook
+from services.decode.attempts import PREFILL_FAILED, AttemptFailed, nobody_delivered
 from services.decode.job import DecodeUpdate, Job, PromptReady, Pulled
 from services.decode.outlook import decide
 from services.decode.policy import SplitDecision, SplitPolicy, SplitReason
 from services.decode.pull import PullPlan, plan_pull, predicted_s
-from services.decode.remote import AttemptFailed, RemotePrefill, RemotePrefiller
+from services.decode.remote import RemotePrefill, RemotePrefiller
 
 logger = logging.getLogger(__name__)
-
-PREFILL_FAILED = "PREFILL_FAILED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +29,7 @@ class _Start:
     matched_tokens: int
     decision: SplitDecision
     pulled: Pulled | None = None
-    failed_attempts: list[str] = field(default_factory=list)
+    failed_attempts: list[AttemptFailed] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +59,8 @@ class DecodeWorker:
         """Yields PromptReady once, then the tokens. Closing it stops the work and frees its KV.
 
         Raises OverloadedError (KV_POOL_FULL) when there is no room here, UnavailableError
-        (PREFILL_FAILED) when nobody could compute the prompt, and what the engine raises.
+        (PREFILL_FAILED) or OverloadedError when nobody could compute the prompt, and what the
+        engine raises.
         """
         arrived_s = time.monotonic()
         pulled, failed_attempts = await self._pull(job)
@@ -87,7 +87,7 @@ class DecodeWorker:
                         yield self._local_ready(start, admitted_s, event.prefilled)
                     yield event
 
-    async def _pull(self, job: Job) -> tuple[Pulled | None, list[str]]:
+    async def _pull(self, job: Job) -> tuple[Pulled | None, list[AttemptFailed]]:
         """Pulls a prefix if that beats computing it; returns what came, or whose attempt failed."""
         cached = self._engine.match(job.request)
         plan = self._plan_pull(job, cached)
@@ -97,9 +97,12 @@ class DecodeWorker:
         began_s = time.monotonic()
         try:
             receipt = await self._remote.fetch(job, holder, plan.tokens)
-        except (AttemptFailed, OverloadedError) as failed:
+        except AttemptFailed as failed:
             logger.info("pull failed request_id=%s: %s", job.request.request_id, failed)
-            return None, [f"{holder.worker_id}: {failed.reason}"]
+            return None, [failed]
+        except OverloadedError as full:
+            logger.info("pull found no room request_id=%s: %s", job.request.request_id, full)
+            return None, [AttemptFailed(holder.worker_id, full)]
         self._costs.learn_pull(receipt.bytes, time.monotonic() - began_s)
         return Pulled(holder.worker_id, plan.tokens - cached), []
 
@@ -125,7 +128,11 @@ class DecodeWorker:
         return decide(self._policy, job, cached, self._engine, self._costs.model)
 
     def _start(
-        self, job: Job, arrived_s: float, pulled: Pulled | None, failed_attempts: list[str]
+        self,
+        job: Job,
+        arrived_s: float,
+        pulled: Pulled | None,
+        failed_attempts: list[AttemptFailed],
     ) -> _Start:
         matched_tokens = self._engine.match(job.request)
         decision = self._decide(job, matched_tokens)
@@ -145,7 +152,7 @@ class DecodeWorker:
                 logger.info(
                     "prefill attempt failed request_id=%s: %s", job.request.request_id, failed
                 )
-                start.failed_attempts.append(f"{failed.worker_id}: {failed.reason}")
+                start.failed_attempts.append(failed)
             else:
                 return _Delivered(worker.worker_id, prefill)
         return None
@@ -167,11 +174,7 @@ class DecodeWorker:
 
     def _check_local(self, start: _Start) -> None:
         if not self._engine.capabilities.prefills_locally:
-            raise UnavailableError(
-                "no prefill worker computed the prompt and this engine cannot: "
-                + (", ".join(start.failed_attempts) or start.decision.reason),
-                reason=PREFILL_FAILED,
-            )
+            raise nobody_delivered(start.failed_attempts, start.decision.reason)
 
     def _local_ready(self, start: _Start, admitted_s: float, prefilled: Prefilled) -> PromptReady:
         return PromptReady(
@@ -186,7 +189,7 @@ class DecodeWorker:
             prefill_queue_s=prefilled.queue_s,
             prefill_compute_s=prefilled.compute_s,
             kv_transfer_s=0.0,
-            failed_attempts=tuple(start.failed_attempts),
+            failed_attempts=tuple(attempt.story for attempt in start.failed_attempts),
             pulled=start.pulled,
         )
 
@@ -210,7 +213,7 @@ def _remote_ready(start: _Start, delivered: _Delivered) -> PromptReady:
         prefill_queue_s=prefilled.queue_s,
         prefill_compute_s=prefilled.compute_s,
         kv_transfer_s=max(0.0, prefill.round_trip_s - prefilled.queue_s - prefilled.compute_s),
-        failed_attempts=tuple(start.failed_attempts),
+        failed_attempts=tuple(attempt.story for attempt in start.failed_attempts),
         pulled=start.pulled,
     )
 
@@ -220,5 +223,5 @@ def _local_reason(start: _Start) -> str:
     if not start.failed_attempts:
         return start.decision.reason
     full = SplitReason.PREFILL_QUEUE_FULL
-    declined = all(attempt.endswith(f": {full}") for attempt in start.failed_attempts)
+    declined = all(attempt.reason == full for attempt in start.failed_attempts)
     return full if declined else PREFILL_FAILED

@@ -18,7 +18,6 @@ import pytest
 import pytest_asyncio
 from redis.asyncio import Redis
 
-from baton.models import DEFAULT_MODEL, model_dir
 from baton.rpc.link import LinkPool
 from baton.rpc.links import DECODE_LINK
 from baton.state import keys
@@ -26,6 +25,7 @@ from baton.state.records import WorkerRecord, decode_record
 from baton.v1 import decode_link_pb2, types_pb2
 from tests.support.mesh import is_clean, worker_stats
 from tests.support.redis import running_redis
+from tests.support.reference import Reference
 from tests.support.waiting import eventually
 
 CONFIG = Path("tools/sglang_cpu/baton.yaml")
@@ -163,33 +163,6 @@ class Fleet:
                 if data is not None:
                     return decode_record(data)
                 await asyncio.sleep(0.1)
-
-
-class Reference:
-    """The model as `transformers` runs it: what every greedy answer must equal."""
-
-    def __init__(self) -> None:
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self._torch = torch
-        self._model = AutoModelForCausalLM.from_pretrained(
-            model_dir(DEFAULT_MODEL), dtype=torch.float32
-        )
-
-    def greedy(self, input_ids: Sequence[int], max_tokens: int) -> list[int]:
-        torch = self._torch
-        with torch.inference_mode():
-            output = self._model.generate(
-                torch.tensor([list(input_ids)]),
-                attention_mask=torch.ones(1, len(input_ids), dtype=torch.long),
-                max_new_tokens=max_tokens,
-                min_new_tokens=max_tokens,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )
-        return [int(token) for token in output[0, len(input_ids) :]]
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:

@@ -10,7 +10,8 @@ from baton.errors import InvalidRequestError, UnavailableError
 from baton.models import DEFAULT_MODEL
 from baton.state import keys
 from baton.state.kv_wire import set_members
-from tests.sglang.conftest import Fleet, Reference, prompt
+from tests.sglang.conftest import Fleet, prompt
+from tests.support.reference import Reference
 from tests.support.waiting import eventually
 from tests.support.worker_fleet import Answer, read, take
 

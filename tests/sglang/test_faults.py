@@ -11,7 +11,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from baton.errors import BatonError, UnavailableError
-from tests.sglang.conftest import START_TIMEOUT_S, Fleet, Reference, Worker, prompt
+from tests.sglang.conftest import START_TIMEOUT_S, Fleet, Worker, prompt
+from tests.support.reference import Reference
 from tests.support.waiting import eventually
 from tests.support.worker_fleet import Answer, read, take
 

@@ -11,8 +11,9 @@ import pytest_asyncio
 
 from baton.local.probes import free_port
 from baton.v1 import types_pb2
-from tests.sglang.conftest import CONFIG, Fleet, Reference, prompt
+from tests.sglang.conftest import CONFIG, Fleet, prompt
 from tests.support.mesh import Client, greedy
+from tests.support.reference import Reference
 from tests.support.waiting import eventually
 from tests.support.worker_fleet import read
 

@@ -9,7 +9,7 @@ python=${PYTHON:-python3}
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 
 install() {
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+  "$venv/bin/python" -m pip install --quiet --no-warn-conflicts --disable-pip-version-check \
     -c "$here/constraints.txt" "$@"
 }
 

@@ -20,7 +20,7 @@ from baton.engine.base import (
     Reservation,
     TokenEvent,
 )
-from baton.engine.rooms import Room
+from baton.engine.rooms import RENDEZVOUS_CHANGED, Room
 from baton.engine.sglang import frames
 from baton.engine.sglang.load import engine_stats
 from baton.engine.sglang.options import (
@@ -167,7 +167,7 @@ class SglangEngine:
         if room.rendezvous != self._rendezvous:
             raise PreconditionError(
                 f"legs meet at {self._rendezvous} now, not at {room.rendezvous}",
-                reason="RENDEZVOUS_CHANGED",
+                reason=RENDEZVOUS_CHANGED,
             )
         async with aclosing(self._tokens(request, _meet(room))) as events:
             prefilled = None
