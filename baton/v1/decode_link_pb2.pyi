@@ -284,6 +284,7 @@ class DecodeEvent(_message.Message):
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    STAGES_FIELD_NUMBER: _builtins.int
     stream_id: _builtins.int
     """The request's name on this link."""
     @_builtins.property
@@ -302,6 +303,10 @@ class DecodeEvent(_message.Message):
     def end(self) -> _link_pb2.LinkEnd:
         """The request is over."""
 
+    @_builtins.property
+    def stages(self) -> Global___DecodeStages:
+        """Where the prompt's time went, when that was known only after its first token."""
+
     def __init__(
         self,
         *,
@@ -310,12 +315,13 @@ class DecodeEvent(_message.Message):
         tokens: Global___DecodeTokens | None = ...,
         finished: Global___DecodeFinished | None = ...,
         end: _link_pb2.LinkEnd | None = ...,
+        stages: Global___DecodeStages | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "finished", b"finished", "prefilled", b"prefilled", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "finished", b"finished", "prefilled", b"prefilled", "stages", b"stages", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "finished", b"finished", "prefilled", b"prefilled", "stream_id", b"stream_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "finished", b"finished", "prefilled", b"prefilled", "stages", b"stages", "stream_id", b"stream_id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["prefilled", "tokens", "finished", "end"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["prefilled", "tokens", "finished", "end", "stages"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -421,6 +427,36 @@ class DecodePrefilled(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__predicted_remote_ttft_s) -> _WhichOneofReturnType__predicted_remote_ttft_s | None: ...
 
 Global___DecodePrefilled: _TypeAlias = DecodePrefilled  # noqa: Y015
+
+@_typing.final
+class DecodeStages(_message.Message):
+    """The stages of a prompt, in place of what DecodePrefilled said of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFILL_QUEUE_S_FIELD_NUMBER: _builtins.int
+    PREFILL_COMPUTE_S_FIELD_NUMBER: _builtins.int
+    KV_TRANSFER_S_FIELD_NUMBER: _builtins.int
+    prefill_queue_s: _builtins.float
+    """Seconds the prompt waited for an engine."""
+    prefill_compute_s: _builtins.float
+    """Seconds an engine computed the prompt."""
+    kv_transfer_s: _builtins.float
+    """Seconds of KV movement that computing did not hide, the round trip included."""
+    def __init__(
+        self,
+        *,
+        prefill_queue_s: _builtins.float = ...,
+        prefill_compute_s: _builtins.float = ...,
+        kv_transfer_s: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_transfer_s", b"kv_transfer_s", "prefill_compute_s", b"prefill_compute_s", "prefill_queue_s", b"prefill_queue_s"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DecodeStages: _TypeAlias = DecodeStages  # noqa: Y015
 
 @_typing.final
 class DecodeTokens(_message.Message):

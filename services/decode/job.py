@@ -87,4 +87,13 @@ class PromptReady:
         return self.receipt is not None
 
 
-DecodeUpdate = PromptReady | TokenEvent
+@dataclass(frozen=True, slots=True)
+class StagesTold:
+    """The stages of a prompt, which the prefill leg told after the first token. Seconds."""
+
+    prefill_queue_s: float
+    prefill_compute_s: float
+    kv_transfer_s: float
+
+
+DecodeUpdate = PromptReady | StagesTold | TokenEvent

@@ -16,7 +16,7 @@ from baton.state.background import running
 from baton.state.fleet import FleetView
 from baton.worker.costs import CostBook
 from services.decode.attempts import AttemptFailed, nobody_delivered
-from services.decode.job import DecodeUpdate, Job, PromptReady
+from services.decode.job import DecodeUpdate, Job, PromptReady, StagesTold
 from services.decode.kinds import CLOSE_IDLE_EVERY_S
 from services.decode.legs import Legs, Met
 from services.decode.outlook import decide
@@ -95,8 +95,11 @@ class RoomDecodeWorker:
                 tokens = len(job.request.input_ids)
                 ready = self._met(decision, worker.worker_id, matched, met, tokens, failed)
                 yield replace(ready, decode_admit_s=dispatched_s - arrived_s)
+                is_told = met.prefill is not None
                 yield met.first
                 async for event in met.rest:
+                    if event.finish_reason is not None and not is_told and met.prefill is not None:
+                        yield _stages(met, met.prefill)
                     yield event
                 self._learn(worker.worker_id, met)
                 return
@@ -111,10 +114,10 @@ class RoomDecodeWorker:
         prompt_tokens: int,
         failed: Sequence[AttemptFailed],
     ) -> PromptReady:
-        """Returns what is known of a prompt whose KV came; what no part explains is transfer."""
+        """Returns what is known of a prompt whose KV came."""
         cached_here = _cached_here(met)
         prefill = met.prefill or Prefilled(0, None, None, 0.0, 0.0, cached_here)
-        transfer_s = max(0.0, met.total_s - prefill.queue_s - prefill.compute_s)
+        stages = _stages(met, prefill)
         receipt = self._receipt(prefill, cached_here, prompt_tokens)
         return PromptReady(
             decision=decision,
@@ -125,18 +128,17 @@ class RoomDecodeWorker:
             local_cached_tokens=cached_here,
             receipt=receipt,
             decode_admit_s=0.0,
-            prefill_queue_s=prefill.queue_s,
-            prefill_compute_s=prefill.compute_s,
-            kv_transfer_s=transfer_s,
+            prefill_queue_s=stages.prefill_queue_s,
+            prefill_compute_s=stages.prefill_compute_s,
+            kv_transfer_s=stages.kv_transfer_s,
             failed_attempts=tuple(attempt.story for attempt in failed),
         )
 
     def _learn(self, worker_id: str, met: Met) -> None:
         """Learns what moving KV took; the prefill leg told its part in the meantime."""
         if (prefill := met.prefill) is not None:
-            seconds = max(0.0, met.total_s - prefill.queue_s - prefill.compute_s)
             moved = self._receipt(prefill, _cached_here(met), 0).bytes
-            self._costs.learn_transfer(worker_id, moved, seconds)
+            self._costs.learn_transfer(worker_id, moved, _stages(met, prefill).kv_transfer_s)
 
     def _receipt(self, prefill: Prefilled, cached_here: int, prompt_tokens: int) -> KvReceipt:
         """Returns what was moved: what the prompt has beyond this engine's own cache."""
@@ -178,6 +180,12 @@ class RoomUpkeep:
         while True:
             await asyncio.sleep(CLOSE_IDLE_EVERY_S)
             await self._legs.close_idle()
+
+
+def _stages(met: Met, prefill: Prefilled) -> StagesTold:
+    """Returns where the time to a first token went; what no part explains is transfer."""
+    rest_s = met.total_s - prefill.queue_s - prefill.compute_s
+    return StagesTold(prefill.queue_s, prefill.compute_s, max(0.0, rest_s))
 
 
 def _cached_here(met: Met) -> int:

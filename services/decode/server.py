@@ -14,7 +14,7 @@ from baton.v1 import decode_link_pb2, decode_pb2, decode_pb2_grpc, prefill_pb2_g
 from baton.worker import messages
 from baton.worker.kv_source import KvSource
 from baton.worker.parts import WorkerParts
-from services.decode.job import Candidate, Holder, Job, PromptReady
+from services.decode.job import Candidate, Holder, Job, PromptReady, StagesTold
 from services.decode.kinds import Runner, Upkeep
 from services.decode.peers import PrefillWorker
 from services.decode.policy import RemoteOutlook
@@ -100,6 +100,8 @@ class DecodeServer(decode_pb2_grpc.DecodeServiceServicer):
                         if isinstance(update, PromptReady):
                             record.prompt_ready(update)
                             await call.send(_prefilled(update))
+                        elif isinstance(update, StagesTold):
+                            await call.send(_stages(update))
                         else:
                             record.tokens(update)
                             await _send_tokens(call, update)
@@ -149,6 +151,16 @@ def _remote_outlook(candidate: decode_link_pb2.PrefillCandidate) -> RemoteOutloo
         return None
     return RemoteOutlook(
         candidate.worker_id, candidate.expected_wait_s, candidate.expected_prefill_s
+    )
+
+
+def _stages(told: StagesTold) -> decode_link_pb2.DecodeEvent:
+    return decode_link_pb2.DecodeEvent(
+        stages=decode_link_pb2.DecodeStages(
+            prefill_queue_s=told.prefill_queue_s,
+            prefill_compute_s=told.prefill_compute_s,
+            kv_transfer_s=told.kv_transfer_s,
+        )
     )
 
 

@@ -45,6 +45,7 @@ class Answer:
         self._measured_s = dict(measured_s)
         self._clock = clock
         self._first_chunk_s: float | None = None
+        self._has_moved = False
         self.prefilled: decode_link_pb2.DecodePrefilled | None = None
         self.finish_reason: FinishReason | None = None
         self.kv_bytes = 0
@@ -54,6 +55,7 @@ class Answer:
         """Takes where the prompt was computed; after a migration the first one counts."""
         self.kv_bytes += prefilled.receipt.bytes
         if self._first_chunk_s is not None:
+            self._has_moved = True
             return
         self.prefilled = prefilled
         parts_s = {
@@ -67,6 +69,19 @@ class Answer:
         elapsed_s = self._clock() - self._arrived_s
         self._measured_s |= parts_s
         self._measured_s["route"] = elapsed_s - permitted_s - sum(parts_s.values())
+
+    def note_stages(self, stages: decode_link_pb2.DecodeStages) -> None:
+        """Takes the prompt's stages from a worker that learnt them late; they add up as before.
+
+        After a migration they are no part of the time to the first token.
+        """
+        if self._has_moved:
+            return
+        self._measured_s |= {
+            "prefill_queue": stages.prefill_queue_s,
+            "prefill_compute": stages.prefill_compute_s,
+            "kv_transfer": stages.kv_transfer_s,
+        }
 
     def take(self, progress: Progress) -> str:
         """Returns the text for new tokens, and at the end what was held back.

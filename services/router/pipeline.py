@@ -167,6 +167,8 @@ class Pipeline:
                 if progress.prefilled is not None:
                     permit.prefill_done()
                     answer.note_prefilled(progress.prefilled)
+                if progress.stages is not None:
+                    answer.note_stages(progress.stages)
                 text = answer.take(progress)
                 if text or progress.output_ids:
                     await outlet.chunk(text, progress.output_ids, progress.logprobs)

@@ -26,6 +26,7 @@ class Progress:
     """
 
     prefilled: decode_link_pb2.DecodePrefilled | None = None
+    stages: decode_link_pb2.DecodeStages | None = None
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: int = 0
@@ -82,6 +83,9 @@ class Relay:
             self._wake()
         elif kind == "prefilled":
             self._progress.prefilled = event.prefilled
+            self._wake_at_beat()
+        elif kind == "stages":
+            self._progress.stages = event.stages
             self._wake_at_beat()
 
     def end(self, error: BatonError | None) -> None:

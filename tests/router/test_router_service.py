@@ -17,7 +17,7 @@ from baton.requests import Priority
 from baton.rpc.status import from_rpc_error
 from baton.state.records import WorkerRole, WorkerStats
 from baton.state.registry import Registration
-from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
+from baton.v1 import decode_link_pb2, router_pb2, router_pb2_grpc, types_pb2
 from services.admission.app import AdmissionApp
 from services.router.app import RouterApp
 from services.router.server import SERVICE
@@ -137,6 +137,27 @@ async def test_timing_parts_add_up_to_the_ttft(redis_url: str) -> None:
         assert 0.03 <= ttft <= total
         assert tpot == pytest.approx((total - ttft) / 2, rel=0.5)
         assert answer.complete.usage.cached_tokens == 2
+
+
+async def test_stages_told_after_the_first_token_replace_the_first_account(redis_url: str) -> None:
+    async def script(worker: FakeDecodeWorker, call: Call) -> None:
+        await asyncio.sleep(0.03)  # the time that the parts below account for
+        await worker.send_prefilled(call, decode_admit_s=0.001, kv_transfer_s=0.025)
+        await worker.send_token(call)
+        stages = {"prefill_queue_s": 0.004, "prefill_compute_s": 0.02, "kv_transfer_s": 0.001}
+        told = decode_link_pb2.DecodeStages(**stages)
+        await call.send(decode_link_pb2.DecodeEvent(stages=told))
+        await worker.send_finished(call, types_pb2.FINISH_REASON_STOP)
+
+    async with setup(redis_url, script) as mesh:
+        answer = await mesh.client.generate(text="The import statement")
+
+    timing = seconds(answer.complete.timing)
+    ttft, _, _ = timing.pop("ttft"), timing.pop("total"), timing.pop("tpot", 0.0)
+    assert timing["prefill_queue"] == pytest.approx(0.004)
+    assert timing["prefill_compute"] == pytest.approx(0.02)
+    assert timing["kv_transfer"] == pytest.approx(0.001)
+    assert sum(timing.values()) == pytest.approx(ttft, abs=1e-6)
 
 
 async def test_stop_string_across_chunks_is_cut_and_stops_the_worker(redis_url: str) -> None:

@@ -24,6 +24,7 @@ from baton.state import keys
 from baton.state.records import WorkerRecord, decode_record
 from baton.v1 import decode_link_pb2, types_pb2
 from tests.support.mesh import is_clean, worker_stats
+from tests.support.otlp import OtlpReceiver
 from tests.support.redis import running_redis
 from tests.support.reference import Reference
 from tests.support.waiting import eventually
@@ -72,37 +73,39 @@ class Worker:
 class Fleet:
     """Starts workers and asks decode workers as a router would."""
 
-    def __init__(self, redis_url: str, redis: Redis, logs: Path) -> None:
+    def __init__(self, redis_url: str, redis: Redis, logs: Path, otlp: OtlpReceiver) -> None:
         self.redis_url = redis_url
+        self.otlp = otlp
         self._logs = logs
         self.redis = redis
         self.links = LinkPool(DECODE_LINK)
         self._numbers = iter(range(1 << 30))
         self.workers: dict[str, Worker] = {}
 
-    async def start(self, name: str, role: str, *arguments: str) -> Worker:
-        environ = {
+    @property
+    def environ(self) -> dict[str, str]:
+        """The environment of the fleet's processes."""
+        return {
             **os.environ,
             "REDIS_URL": self.redis_url,
+            "BATON_MESH__OTLP_ENDPOINT": self.otlp.endpoint,
             "OMP_NUM_THREADS": "1",
             "SGLANG_USE_CPU_ENGINE": "1",
         }
+
+    async def start(self, name: str, role: str, *arguments: str) -> Worker:
         with (self._logs / f"{name}.log").open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *("-m", f"services.{role}.main", "--config", str(CONFIG), "--name", name),
                 *("--port", "0", *arguments),
-                env=environ,
+                env=self.environ,
                 stdout=log,
                 stderr=log,
             )
         record = await self._joined(name, process)
         worker = self.workers[name] = Worker(name, role, process, record)
         return worker
-
-    async def stop(self, worker: Worker) -> int:
-        worker.process.send_signal(signal.SIGTERM)
-        return await asyncio.wait_for(worker.process.wait(), 60)
 
     async def close(self) -> None:
         await self.links.close()
@@ -178,13 +181,14 @@ def reference() -> Reference:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     logs = Path(os.environ.get("SGLANG_TEST_LOGS") or tmp_path_factory.mktemp("logs"))
-    with running_redis(tmp_path_factory.mktemp("redis")) as server:
+    with running_redis(tmp_path_factory.mktemp("redis")) as server, OtlpReceiver() as otlp:
         async with Redis.from_url(server.url) as redis:
-            fleet = Fleet(server.url, redis, logs)
+            fleet = Fleet(server.url, redis, logs, otlp)
             try:
                 await asyncio.gather(
                     fleet.start("prefill-0", "prefill"),
                     fleet.start("decode-0", "decode"),
+                    fleet.start("alone-0", "decode", "--aggregated"),
                 )
                 yield fleet
             finally:

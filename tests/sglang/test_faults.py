@@ -26,6 +26,8 @@ async def test_lost_prefill_engine_is_a_typed_error_and_comes_back(
     fleet: Fleet, reference: Reference
 ) -> None:
     prefill = fleet.workers["prefill-0"]
+    handed_over = fleet.ask(prompt(60, seed=305), max_tokens=40)
+    begun = await _first_tokens(handed_over, 1)
     calls = [fleet.ask(prompt(900, seed=300 + n), max_tokens=4) for n in range(4)]
     os.kill(prefill.engine_pid(), signal.SIGKILL)
 
@@ -37,6 +39,8 @@ async def test_lost_prefill_engine_is_a_typed_error_and_comes_back(
         assert isinstance(outcome, Answer | UnavailableError), outcome
     assert any(isinstance(outcome, UnavailableError) for outcome in outcomes)
     assert not await _is_serving(prefill, "baton.v1.PrefillService")
+    await _read_on(handed_over, begun)
+    assert begun.tokens == reference.greedy(prompt(60, seed=305), 40)
     await eventually(fleet.workers["decode-0"].is_clean, timeout_s=45)
     await eventually(lambda: _serves(fleet), timeout_s=START_TIMEOUT_S)
     answer = await read(fleet.ask(prompt(50, seed=310), max_tokens=6))
@@ -44,14 +48,22 @@ async def test_lost_prefill_engine_is_a_typed_error_and_comes_back(
     assert await _is_serving(prefill, "baton.v1.PrefillService")
 
 
-async def test_lost_decode_engine_ends_its_streams_with_a_typed_error(fleet: Fleet) -> None:
+async def test_lost_decode_engine_ends_all_legs_with_a_typed_error(fleet: Fleet) -> None:
     decode = fleet.workers["decode-0"]
-    call = fleet.ask(prompt(60, seed=320), max_tokens=2000)
+    streaming = fleet.ask(prompt(60, seed=320), max_tokens=2000)
+    begun = await _first_tokens(streaming, 3)
+    waiting = [fleet.ask(prompt(900, seed=321 + n), max_tokens=2000) for n in range(4)]
+    os.kill(decode.engine_pid(), signal.SIGKILL)
 
-    with pytest.raises(BatonError) as lost:
-        await asyncio.wait_for(_read_and_kill(call, decode), 30)
+    async with asyncio.timeout(NOTICE_S):
+        outcomes = await asyncio.gather(
+            _read_on(streaming, begun), *(read(call) for call in waiting), return_exceptions=True
+        )
 
-    assert lost.value.reason == "ENGINE_DOWN"
+    for outcome in outcomes:
+        assert isinstance(outcome, UnavailableError), outcome
+    assert isinstance(outcomes[0], UnavailableError)
+    assert outcomes[0].reason == "ENGINE_DOWN"
     await eventually(fleet.workers["prefill-0"].is_clean, timeout_s=45)
     await eventually(lambda: _serves(fleet), timeout_s=START_TIMEOUT_S)
     await fleet.settle()
@@ -62,11 +74,9 @@ async def test_worker_that_drains_finishes_its_streams_and_leaves(fleet: Fleet) 
     fleet.workers["leaving"] = decode
     family = decode.family
     call = fleet.ask(prompt(60, seed=330), max_tokens=30, decode="leaving")
-    answer = Answer()
-    async for event in call:
-        take(answer, event)
-        if len(answer.tokens) == 1:
-            decode.process.send_signal(signal.SIGTERM)
+    answer = await _first_tokens(call, 1)
+    decode.process.send_signal(signal.SIGTERM)
+    await _read_on(call, answer)
 
     assert len(answer.tokens) == 30
     assert await asyncio.wait_for(decode.process.wait(), 60) == 0
@@ -74,12 +84,17 @@ async def test_worker_that_drains_finishes_its_streams_and_leaves(fleet: Fleet) 
     await eventually(lambda: not any(_runs(pid) for pid in family), timeout_s=20)
 
 
-async def _read_and_kill(call: Any, worker: Worker) -> None:
+async def _first_tokens(call: Any, count: int) -> Answer:
+    """Reads until a request has that many tokens."""
     answer = Answer()
+    while len(answer.tokens) < count:
+        take(answer, await anext(call))
+    return answer
+
+
+async def _read_on(call: Any, answer: Answer) -> None:
     async for event in call:
         take(answer, event)
-        if len(answer.tokens) == 3:
-            os.kill(worker.engine_pid(), signal.SIGKILL)
 
 
 def _runs(pid: int) -> bool:

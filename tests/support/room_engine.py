@@ -32,13 +32,19 @@ class Rooms:
 
 
 class FakeRoomEngine(FakeEngine):
-    """Implements `RoomEngine`: computes prompts for a room, or generates from one."""
+    """Implements `RoomEngine`: computes prompts for a room, or generates from one.
+
+    `may_report` holds the end of a prompt after its KV was taken; setting `is_lost` loses the
+    engine with all that runs on it, once.
+    """
 
     def __init__(self, rooms: Rooms, rendezvous: str = "") -> None:
         super().__init__(prefills_locally=False)
         self.rendezvous = rendezvous
         self.rooms_used: list[int] = []
         self.is_lost = asyncio.Event()
+        self.may_report = asyncio.Event()
+        self.may_report.set()
         self._rooms = rooms
         self._lives = 0
 
@@ -59,6 +65,7 @@ class FakeRoomEngine(FakeEngine):
                 await self._unless_lost(self.may_prefill.wait())
                 self._rooms.at(room.number).set_result(tuple(request.input_ids))
                 await self._unless_lost(self._rooms.was_taken(room.number).wait())
+            await self.may_report.wait()
             has_ended = True
         finally:
             self.aborted_prefills += not has_ended

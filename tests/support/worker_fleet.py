@@ -86,6 +86,7 @@ class Answer:
     """What one generation said."""
 
     prefilled: Any = None
+    stages: Any = None
     tokens: list[int] = field(default_factory=list)
     finish_reason: int = 0
 
@@ -218,6 +219,8 @@ def take(answer: Answer, event: Any) -> None:
             assert answer.prefilled is None
             assert not answer.tokens
             answer.prefilled = event.prefilled
+        case "stages":
+            answer.stages = event.stages
         case "tokens":
             assert answer.prefilled is not None
             answer.tokens += event.tokens.output_ids

@@ -10,7 +10,7 @@ from baton.errors import OverloadedError, UnavailableError
 from tests.support.fake_engine import generated
 from tests.support.room_engine import FakeRoomEngine, Rooms
 from tests.support.waiting import eventually
-from tests.support.worker_fleet import Answer, Worker, WorkerFleet, read
+from tests.support.worker_fleet import Answer, Worker, WorkerFleet, read, take
 
 QUEUE_MAX = 2
 PROMPT = tuple(range(1, 34))
@@ -71,6 +71,29 @@ async def test_pair_answers_and_uses_a_room_once(fleet: WorkerFleet) -> None:
     assert len(set(used)) == len(used) == 3, "the pair's proof and two requests"
     assert all(0 <= number < 1 << 63 for number in used)
     await assert_nothing_left(decode, prefill)
+
+
+async def test_stages_that_are_told_after_the_first_token_still_arrive(fleet: WorkerFleet) -> None:
+    decode, (prefill,) = await start(fleet)
+    prefill.engine.may_report.clear()
+    decode.engine.may_decode.clear()
+    call = fleet.ask(decode, PROMPT, [prefill.candidate()])
+    answer = Answer()
+    while not answer.tokens:
+        take(answer, await anext(call))
+    assert answer.prefilled.prefill_compute_s == 0
+
+    prefill.engine.may_report.set()
+    link = decode.service._worker._legs._links.link(prefill.address)
+    await eventually(lambda: link.idle_since_s is not None)
+    decode.engine.may_decode.set()
+    async for event in call:
+        take(answer, event)
+
+    assert (answer.stages.prefill_queue_s, answer.stages.prefill_compute_s) == (0.001, 0.002)
+    total_s = answer.prefilled.kv_transfer_s
+    assert answer.stages.kv_transfer_s == pytest.approx(max(0.0, total_s - 0.003))
+    assert answer.tokens == generated(PROMPT, 8)
 
 
 async def test_full_prefill_worker_is_a_matter_of_load(fleet: WorkerFleet) -> None:

@@ -1,7 +1,6 @@
-"""An aggregated worker beside a pair: chosen by a real router, answering the same."""
+"""A pair and an aggregated worker behind a real router: who is chosen, and what traces tell."""
 
 import asyncio
-import os
 import sys
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,9 +9,10 @@ import pytest
 import pytest_asyncio
 
 from baton.local.probes import free_port
+from baton.telemetry import names
 from baton.v1 import types_pb2
 from tests.sglang.conftest import CONFIG, Fleet, prompt
-from tests.support.mesh import Client, greedy
+from tests.support.mesh import Client, greedy, seconds
 from tests.support.reference import Reference
 from tests.support.waiting import eventually
 from tests.support.worker_fleet import read
@@ -21,22 +21,11 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(900
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def alone(fleet: Fleet) -> AsyncIterator[None]:
-    if "decode-0" not in fleet.workers:
-        await fleet.start("decode-0", "decode")
-    worker = await fleet.start("alone-0", "decode", "--aggregated")
-    yield
-    await fleet.stop(worker)
-    del fleet.workers["alone-0"]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def router(fleet: Fleet, alone: None) -> AsyncIterator[Client]:
+async def router(fleet: Fleet) -> AsyncIterator[Client]:
     """A router that goes by the chapter's rule: 256 tokens make a long prompt."""
     port = free_port("127.0.0.1")
     environ = {
-        **os.environ,
-        "REDIS_URL": fleet.redis_url,
+        **fleet.environ,
         "BATON_SPLIT_POLICY__POLICY": "weighted",
         "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
     }
@@ -63,7 +52,7 @@ async def router(fleet: Fleet, alone: None) -> AsyncIterator[Client]:
 
 
 async def test_aggregated_worker_computes_alone_whatever_it_is_offered(
-    fleet: Fleet, reference: Reference, alone: None
+    fleet: Fleet, reference: Reference
 ) -> None:
     ids = prompt(400, seed=400)
 
@@ -89,3 +78,41 @@ async def test_router_sends_short_prompts_alone_and_long_ones_to_the_pair(
     assert answer.output_ids == reference.greedy(ids, 8)
     assert answer.placement.decode_worker_id == decode
     assert answer.placement.prefill_mode == mode
+
+
+async def test_trace_of_a_pair_splits_the_time_to_its_first_token(
+    fleet: Fleet, router: Client
+) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    answer = await router.generate(
+        input_ids=prompt(600, seed=430),
+        sampling_params=greedy(12),
+        metadata=[("traceparent", f"00-{trace_id}-b7ad6b7169203331-01")],
+    )
+    stages = {names.SPAN_PREFILL, names.SPAN_KV_TRANSFER, names.SPAN_DECODE}
+    computing = {names.SPAN_PREFILL_QUEUE, names.SPAN_PREFILL_COMPUTE}
+
+    def spans() -> dict[str, Any]:
+        return {span.name: span for span in fleet.otlp.trace(bytes.fromhex(trace_id))}
+
+    await eventually(lambda: {names.SPAN_REQUEST, *stages, *computing} <= spans().keys())
+    request = spans()[names.SPAN_REQUEST]
+    assert request.parent_span_id.hex() == "b7ad6b7169203331"
+    assert {spans()[name].parent_span_id for name in stages} == {request.span_id}
+    assert {spans()[name].parent_span_id for name in computing} == {
+        spans()[names.SPAN_PREFILL].span_id
+    }
+
+    attributes = {item.key: item.value.double_value for item in request.attributes}
+    parts = {k: v for k, v in attributes.items() if k.startswith(names.TTFT_PART_PREFIX)}
+    assert len(parts) == 8
+    assert sum(parts.values()) == pytest.approx(attributes[names.ATTR_TTFT_S], abs=1e-6)
+    timing = seconds(answer.complete.timing)
+    assert timing["prefill_compute"] > 0
+    assert timing["kv_transfer"] > 0
+    told_s = _duration_s(spans()[names.SPAN_PREFILL_COMPUTE])
+    assert timing["prefill_compute"] == pytest.approx(told_s, rel=0.01)
+
+
+def _duration_s(span: Any) -> float:
+    return (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
