@@ -29,7 +29,7 @@ def main(
     corpus.mkdir(parents=True, exist_ok=True)
     for number, data in enumerate(seeds()[target]):
         (corpus / f"seed-{number}").write_bytes(data)
-    arguments = [f"-max_total_time={seconds}", "-timeout=10", f"-artifact_prefix={corpus}-finding-"]
+    arguments = [f"-max_total_time={seconds}", "-timeout=60", f"-artifact_prefix={corpus}-finding-"]
     atheris.Setup([sys.argv[0], *arguments, str(corpus)], TARGETS[target])
     atheris.Fuzz()
 

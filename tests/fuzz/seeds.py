@@ -3,7 +3,17 @@
 import json
 import time
 
+import msgspec
+
 from baton.engine.base import EngineStats
+from baton.kv.notices import (
+    ChunkNotice,
+    FinalNotice,
+    PoolMetadata,
+    encode_metadata,
+    encode_notice,
+)
+from baton.kv.transfer import PoolMemory
 from baton.state.kv_wire import CacheChange, ChangeKind, encode_changes
 from baton.state.records import (
     StatsReport,
@@ -15,6 +25,7 @@ from baton.state.records import (
 )
 from baton.v1 import decode_link_pb2, prefill_link_pb2, router_pb2, types_pb2
 
+_TOKENS = list(range(16))
 _SAMPLING = types_pb2.SamplingParams(max_tokens=4, temperature=0.5, stop=["end"])
 
 
@@ -67,7 +78,39 @@ def seeds() -> dict[str, list[bytes]]:
             )
         ],
         "registration": [encode_record(_record()), encode_report(_report())],
+        "client_frame": [_client_frame()],
+        "kv_notices": [
+            encode_notice(ChunkNotice("transfer", 1, 2, 3, 4)),
+            encode_notice(FinalNotice("transfer", 1, 2, 3, 4, 5)),
+            encode_metadata(PoolMetadata("agent", PoolMemory(4096, 64, 8, "layout", ""), b"way")),
+        ],
+        "sglang_events": [
+            msgspec.msgpack.encode([1.5, [["BlockStored", [7], None, _TOKENS, 16, None, "GPU"]]]),
+            msgspec.msgpack.encode(
+                [
+                    1.5,
+                    [
+                        {
+                            "type": "BlockStored",
+                            "block_hashes": [7],
+                            "token_ids": _TOKENS,
+                            "block_size": 16,
+                            "parent_block_hash": None,
+                        },
+                        {"type": "BlockRemoved", "block_hashes": [7], "medium": "GPU"},
+                        {"type": "AllBlocksCleared"},
+                    ],
+                ]
+            ),
+        ],
     }
+
+
+def _client_frame() -> bytes:
+    message = router_pb2.RouterServiceLinkRequest()
+    request = router_pb2.GenerateRequest(text="Once", sampling_params=_SAMPLING)
+    message.commands.add(stream_id=1, start=request)
+    return message.SerializeToString()
 
 
 def _record() -> WorkerRecord:

@@ -11,8 +11,12 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from baton.blocks import root_hash
 from baton.config import load_config
-from baton.errors import BatonError, ConfigError
+from baton.engine.sglang.rehash import CacheMirror
+from baton.engine.sglang.wire import read_batch, read_event
+from baton.errors import BatonError, ConfigError, PreconditionError
+from baton.kv.notices import decode_metadata, decode_notice, encode_metadata, encode_notice
 from baton.models import DEFAULT_MODEL
 from baton.state.kv_wire import decode_changes, encode_changes
 from baton.state.records import decode_record, decode_report, encode_record, encode_report
@@ -29,6 +33,7 @@ M = TypeVar("M", bound=Message)
 Target = Callable[[bytes], None]
 
 _MAX_PROMPT_BYTES = 4096
+_PAGE = 16
 
 
 @functools.cache
@@ -113,6 +118,30 @@ def registration(data: bytes) -> None:
         assert decode_report(encode_report(report)) == report
 
 
+def sglang_events(data: bytes) -> None:
+    """A batch of an SGLang engine's cache events, up to the blocks that the mesh knows."""
+    mirror = CacheMirror(_PAGE, lambda salt: root_hash("model", salt))
+    with suppress(ValueError):
+        events = [read_event(raw) for raw in read_batch(data)]
+        mirror.apply(event for event in events if event is not None)
+
+
+def kv_notices(data: bytes) -> None:
+    """A peer's announcement of blocks, and its pool as it introduces itself."""
+    notice = decode_notice(data)
+    assert notice is None or encode_notice(notice) == data
+    with suppress(PreconditionError):
+        assert encode_metadata(decode_metadata(data)) == data
+
+
+def client_frame(data: bytes) -> None:
+    """A client's frame on the link that carries many requests."""
+    message = _parsed(router_pb2.RouterServiceLinkRequest(), data)
+    for command in message.commands if message is not None else ():
+        with suppress(BatonError):
+            check_request(command.start, _model())
+
+
 TARGETS: dict[str, Target] = {
     target.__name__: target
     for target in (
@@ -125,6 +154,9 @@ TARGETS: dict[str, Target] = {
         csv_trace,
         kv_changes,
         registration,
+        client_frame,
+        kv_notices,
+        sglang_events,
     )
 }
 

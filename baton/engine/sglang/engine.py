@@ -317,7 +317,12 @@ class SglangEngine:
     def _take_events(self, report: frames.CacheEvents) -> None:
         if report.is_gap:
             self._changes += self._mirror.forget()
-        events = (read_event(raw) for raw in report.events)
+        try:
+            events = [read_event(raw) for raw in report.events]
+        except ValueError as error:
+            logger.warning("cache events are not followed from here: %s", error)
+            self._changes += self._mirror.forget()
+            return
         self._changes += self._mirror.apply(event for event in events if event is not None)
 
 

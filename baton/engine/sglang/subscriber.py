@@ -4,12 +4,11 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import msgspec
 import zmq
 import zmq.asyncio
 
 from baton.engine.sglang import frames
-from baton.engine.sglang.wire import plain_events
+from baton.engine.sglang.wire import read_batch
 
 logger = logging.getLogger(__name__)
 
@@ -87,5 +86,9 @@ class _Follower:
         if is_gap:
             logger.warning("cache events lost from=%d to=%d", self._next, number)
         self._next = number + 1
-        batch = msgspec.msgpack.decode(payload)
-        self._report(frames.CacheEvents(plain_events(batch), is_gap))
+        try:
+            report = frames.CacheEvents(read_batch(payload), is_gap)
+        except ValueError as error:
+            logger.warning("cache events cannot be read number=%d: %s", number, error)
+            report = frames.CacheEvents([], is_gap=True)
+        self._report(report)

@@ -7,7 +7,9 @@ list or from the map.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 _STORED = (
     "block_hashes",
@@ -20,6 +22,9 @@ _STORED = (
 )
 _REMOVED = ("block_hashes", "medium")
 DEFAULT_MEDIUM = "GPU"
+
+_BATCH_HEAD = 2
+_TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +55,30 @@ class Cleared:
 WireEvent = Stored | Removed | Cleared
 
 
-def plain_events(batch: Sequence[Any]) -> list[Any]:
-    """Returns the events of a decoded batch `[timestamp, events, rank]`."""
-    return list(batch[1])
+class _StoredFields(msgspec.Struct, frozen=True):
+    block_hashes: tuple[int, ...]
+    token_ids: tuple[_TokenId, ...]
+    block_size: int
+    parent_block_hash: int | None = None
+    lora_id: object = None
+    medium: str | None = None
+    cache_salt: str | None = None
+
+
+class _RemovedFields(msgspec.Struct, frozen=True):
+    block_hashes: tuple[int, ...]
+    medium: str | None = None
+
+
+def read_batch(payload: bytes) -> list[Any]:
+    """Returns the events of a published batch `[timestamp, events, rank]`, for `read_event`.
+
+    Raises ValueError when it is none.
+    """
+    batch = msgspec.msgpack.decode(payload)
+    if not isinstance(batch, list) or len(batch) < _BATCH_HEAD or not isinstance(batch[1], list):
+        raise ValueError("not a batch of cache events")
+    return batch[1]
 
 
 def read_event(raw: Any) -> WireEvent | None:
@@ -61,7 +87,7 @@ def read_event(raw: Any) -> WireEvent | None:
     Raises ValueError when it is neither.
     """
     if isinstance(raw, Mapping):
-        return _event(str(raw.get("type")), dict(raw))
+        return _event(str(raw.get("type")), raw)
     if isinstance(raw, Sequence) and raw and isinstance(raw[0], str):
         names = _STORED if raw[0] == "BlockStored" else _REMOVED
         return _event(raw[0], dict(zip(names, raw[1:], strict=False)))
@@ -69,20 +95,21 @@ def read_event(raw: Any) -> WireEvent | None:
 
 
 def _event(kind: str, fields: Mapping[str, Any]) -> WireEvent | None:
-    medium = str(fields.get("medium") or DEFAULT_MEDIUM)
     if kind == "BlockStored":
-        if fields.get("lora_id") is not None:
+        stored = msgspec.convert(fields, _StoredFields)
+        if stored.lora_id is not None:
             return None
         return Stored(
-            hashes=tuple(fields["block_hashes"]),
-            parent=fields.get("parent_block_hash"),
-            tokens=tuple(fields["token_ids"]),
-            page_size=int(fields["block_size"]),
-            medium=medium,
-            cache_salt=str(fields.get("cache_salt") or ""),
+            hashes=stored.block_hashes,
+            parent=stored.parent_block_hash,
+            tokens=stored.token_ids,
+            page_size=stored.block_size,
+            medium=stored.medium or DEFAULT_MEDIUM,
+            cache_salt=stored.cache_salt or "",
         )
     if kind == "BlockRemoved":
-        return Removed(tuple(fields["block_hashes"]), medium)
+        removed = msgspec.convert(fields, _RemovedFields)
+        return Removed(removed.block_hashes, removed.medium or DEFAULT_MEDIUM)
     if kind == "AllBlocksCleared":
         return Cleared()
     raise ValueError(f"unknown cache event {kind!r}")
