@@ -11,6 +11,10 @@ from baton.rpc.identity import TARGET_NAME, Identity
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """Largest message either way; a prompt of two million token ids still fits."""
 
+MAX_METADATA_BYTES = 16 * 1024
+MAX_STREAMS = 4096
+"""Calls at once on one connection; the client library holds further ones back."""
+
 _KEEPALIVE_MS = 2_000
 
 _COMMON: Sequence[tuple[str, int]] = (
@@ -26,6 +30,12 @@ SERVER_OPTIONS: Sequence[tuple[str, int]] = (
     *_COMMON,
     ("grpc.http2.min_ping_interval_without_data_ms", _KEEPALIVE_MS // 2),
     ("grpc.http2.max_ping_strikes", 0),
+    # What strangers may hold: names and values of one call, calls of one connection, and a
+    # connection that never says what it wants.
+    ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+    ("grpc.max_concurrent_streams", MAX_STREAMS),
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 
 CHANNEL_OPTIONS: Sequence[tuple[str, int]] = (

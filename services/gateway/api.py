@@ -27,6 +27,10 @@ REQUEST_ID = "x-request-id"
 DONE = "data: [DONE]\n\n"
 TIMEOUT_S = 600.0
 TOO_LARGE = "REQUEST_TOO_LARGE"
+BODY_TIMEOUT_S = 30.0
+
+_DISCARDED_SHARE = 4
+"""Of too large a body this much is read, since many clients see a refusal only once all is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,18 +119,37 @@ class OpenAiApi:
         return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def read_json(request: Request) -> dict[str, Any]:
-    """Returns the body as an object. Raises InvalidRequestError when it is none or too large."""
+async def _read(request: Request) -> bytes:
     body = bytearray()
+    size = 0
     async for piece in request.stream():
-        body += piece
-        if len(body) > MAX_MESSAGE_BYTES:
-            raise InvalidRequestError(
-                f"the body is larger than {MAX_MESSAGE_BYTES} bytes", reason=TOO_LARGE
-            )
+        size += len(piece)
+        if size <= MAX_MESSAGE_BYTES:
+            body += piece
+        elif size > _DISCARDED_SHARE * MAX_MESSAGE_BYTES:
+            break
+    if size > MAX_MESSAGE_BYTES:
+        raise InvalidRequestError(
+            f"the body is larger than {MAX_MESSAGE_BYTES} bytes", reason=TOO_LARGE
+        )
+    return bytes(body)
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """Returns the body as an object.
+
+    Raises InvalidRequestError when it is none, too large or too slow to come.
+    """
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = await _read(request)
+    except TimeoutError:
+        raise InvalidRequestError(
+            f"the body did not arrive in {BODY_TIMEOUT_S:g} s", reason="REQUEST_TIMEOUT"
+        ) from None
     try:
         value = json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter for arrays within arrays within ...
         raise InvalidRequestError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise InvalidRequestError("the body is not a JSON object")
