@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.autoscale_mesh import LoadStep, StepResult, run_step
-from bench.report import emit, note
+from bench.report import emit, note, steps
 from services.autoscaler import sizing
 from services.autoscaler.policy import ScalingPolicy, ThresholdPolicy, Thresholds
 from services.autoscaler.slo_policy import SloPolicy, SloSettings
@@ -99,7 +99,7 @@ def compare(trace: Trace, start_s: float, seeds: Sequence[int]) -> dict[str, Sco
         return ScalingTask(trace, FleetSpec(machine, prefill, decode), LIMITS, delays=delays)
 
     fixed = min(
-        (score(f"fixed {p}+{d}", task(p, d), None, seeds[:1]) for p, d in FIXED),
+        (score(f"fixed {p}+{d}", task(p, d), None, seeds[:1]) for p, d in steps(FIXED, trace.name)),
         key=lambda it: it.rank,
     )
     chosen = next(size for size in FIXED if fixed.name == f"fixed {size[0]}+{size[1]}")

@@ -97,7 +97,7 @@ async def compare(model: Any, folder: str, options: argparse.Namespace) -> dict[
     await engine.start(InProcessTransport("bench", InProcessFabric()))
     figures: dict[str, float | None] = {}
     try:
-        for batch in map(int, options.batches.split(",")):
+        for batch in report.steps([int(it) for it in options.batches.split(",")], "batches"):
             figures |= await compare_batch(engine, model, batch, options.prompt)
     finally:
         await engine.stop()

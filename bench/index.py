@@ -28,7 +28,7 @@ import typer
 from baton.state.prefix_index import PrefixIndex
 from bench.children import ChildFailed
 from bench.index_work import IndexWork, make_work, read_chains
-from bench.report import emit, note
+from bench.report import emit, note, steps
 
 FLEETS = (8, 64, 256)
 ENV_PYTHON = "DYNAMO_PYTHON"
@@ -141,7 +141,7 @@ def _command(
     ours: dict[int, list[Replayed]] = {}
     theirs: dict[int, list[Replayed]] = {}
     entry_bytes = None
-    for workers in FLEETS:
+    for workers in steps(FLEETS, "fleets"):
         work = make_work(chains, workers, _HELD_TOKENS // block_tokens)
         for _ in range(rounds):
             ours.setdefault(workers, []).append(replay(work))

@@ -32,7 +32,7 @@ from baton.v1 import router_pb2, types_pb2
 from bench.drive import percentiles_ms
 from bench.mesh import MeshPlan, running_mesh
 from bench.prompts import VOCAB
-from bench.report import emit, note
+from bench.report import emit, note, steps
 from sim.results.ideal import Profile, profile
 from sim.traces.mooncake import BLOCK_TOKENS, MooncakeTrace
 from sim.workload import SimRequest
@@ -206,7 +206,8 @@ def plot(found: Sequence[Prediction], path: Path) -> None:
     shares = [(at + 1) / len(errors) for at in range(len(errors))]
     error.plot(errors, shares)
     error.set(xlabel="|predicted - actual| / actual", ylabel="share of requests", xlim=(0, 1.5))
-    figure.savefig(path, dpi=110)
+    for kind in (".png", ".svg"):
+        figure.savefig(path.with_suffix(kind), dpi=110)
 
 
 async def measure(
@@ -295,7 +296,7 @@ def _command(
     best = profile(work, KV_BLOCK, pools)
     note(f"best hit rate {best.ideal_at_size:.3f}, without bound {best.ideal_hit_rate:.3f}")
     results: dict[str, dict[str, Any]] = {}
-    for policy in policies.split(","):
+    for policy in steps(policies.split(","), "policies"):
         with tempfile.TemporaryDirectory() as temporary:
             replayed, predicted = uvloop.run(measure(policy, prefill, work, Path(temporary)))
         results[policy] = summed(replayed, best)

@@ -5,11 +5,16 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import Progress
 
 RESULTS = Path(__file__).parent / "results"
+
+Item = TypeVar("Item")
 
 
 def emit(
@@ -68,6 +73,23 @@ def commit() -> str:
 def note(text: str) -> None:
     """Tells on stderr how far a benchmark is."""
     print(text, file=sys.stderr, flush=True)
+
+
+def steps(items: Sequence[Item], what: str) -> Iterator[Item]:
+    """Yields the items under a bar on stderr, where that is a terminal.
+
+    The bar is drawn between two steps only, so that it takes nothing from what is measured.
+    """
+    console = Console(stderr=True)
+    shown = Progress(
+        console=console, auto_refresh=False, transient=True, disable=not console.is_terminal
+    )
+    with shown:
+        task = shown.add_task(what, total=len(items))
+        for item in items:
+            shown.refresh()
+            yield item
+            shown.advance(task)
 
 
 def _cpu_name() -> str:

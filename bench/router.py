@@ -21,7 +21,7 @@ import typer
 from bench.children import module, run_for_json
 from bench.decisions import measure_decisions
 from bench.mesh import MeshPlan, running_mesh
-from bench.report import emit, note
+from bench.report import emit, note, steps
 from bench.rivals import interpreter, running_sglang_router
 
 _MICRO = 1e6
@@ -104,7 +104,7 @@ async def _measure_at_pace(
                     )
                 )
                 targets[label] = ("bench.http_load", ["--port", str(rival.port)], rival.pid)
-        for seed in range(1, options.rounds + 1):
+        for seed in steps(range(1, options.rounds + 1), "rounds"):
             for work in works:
                 for label, (load, where, pid) in targets.items():
                     command = module(

@@ -34,7 +34,7 @@ from baton.requests import SamplingParams
 PACKAGE = "arize-phoenix>=20"
 HOME = Path(__file__).parents[1] / ".phoenix"
 START_TIMEOUT_S = 300.0
-ARRIVAL_MS, PAGE_MS = 5_000, 180_000
+ARRIVAL_MS, PAGE_MS, SETTLED_MS = 5_000, 180_000, 1_500
 
 say = Console(highlight=False).print
 
@@ -47,7 +47,7 @@ def phoenix_command(given: Path | None) -> Path:
     with Console().status(f"installing {PACKAGE} into {HOME} (855 MB, some minutes, once)"):
         make = [sys.executable, "-m", "venv", str(HOME / "venv")]
         subprocess.run(make, check=True)  # noqa: S603 - all of it is written here
-        pip = [str(HOME / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        pip = [str(HOME / "venv" / "bin" / "python"), "-m", "pip", "install", "-qq"]
         install = [*pip, "--disable-pip-version-check", PACKAGE]
         subprocess.run(install, check=True)  # noqa: S603 - likewise
     return command
@@ -110,12 +110,15 @@ async def screenshot(url: str, path: Path) -> None:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     async with async_playwright() as playwright:
         browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = await browser.new_page(viewport={"width": 1500, "height": 900})
+        # High enough for all attributes, among them the parts of the TTFT.
+        page = await browser.new_page(viewport={"width": 1500, "height": 1850})
         await page.wait_for_timeout(ARRIVAL_MS)  # spans are exported and stored in batches
         page.set_default_timeout(PAGE_MS)
         await page.goto(url, wait_until="commit", timeout=PAGE_MS)
         await page.get_by_text("baton.kv_transfer").first.wait_for(timeout=PAGE_MS)
-        await page.wait_for_timeout(1_500)
+        await page.get_by_role("tab", name="Attributes").click()
+        await page.get_by_text("baton.ttft.kv_transfer_s").first.wait_for(timeout=PAGE_MS)
+        await page.wait_for_timeout(SETTLED_MS)
         await page.screenshot(path=path)
         await browser.close()
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from baton.requests import Priority
 from bench.qos.scenarios import LOADS, POLICIES, SEEDS, Scenario, swinging
 from bench.qos.simulated import SimRun, capacity, simulate, swing
+from bench.report import steps
 from sim.results.summary import Estimate, estimate
 
 OVERLOAD = 2.0
@@ -40,7 +41,7 @@ def compare(
     """Runs all policies at all loads."""
     found = Comparison(scenario, capacity(scenario, seeds[0]))
     note(f"{scenario.name}: capacity is {found.capacity:.2f} times the trace")
-    for load in loads:
+    for load in steps(loads, scenario.name):
         for policy in POLICIES:
             rate = load * found.capacity
             runs = [simulate(scenario, policy, rate, seed, strict=True) for seed in seeds]

@@ -28,4 +28,5 @@ def oscillation(path: Path, title: str, loads: Mapping[str, Loads], until_s: flo
     rows[-1][0].set_xlabel("seconds")
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    for kind in (".png", ".svg"):
+        figure.savefig(path.with_suffix(kind))

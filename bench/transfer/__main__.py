@@ -89,7 +89,9 @@ async def all_speeds(
     block_bytes = options.block_kib << 10
     link = await connect(writer, reader, block_bytes, max(sizes) // block_bytes, is_private)
     try:
-        speeds = [await measure(link, size, options.rounds) for size in sizes]
+        speeds = [
+            await measure(link, size, options.rounds) for size in report.steps(sizes, "sizes")
+        ]
     finally:
         await disconnect(link)
     print(f"{writer} to {reader} by {link.path}, blocks of {options.block_kib} KiB")
@@ -113,7 +115,10 @@ async def all_added(
         bench = Bench(Path(folder), writer, reader, shape, max(lengths))
         path = await bench.start(last_core())
         try:
-            added = [await bench.measure(tokens, options.prompt_rounds) for tokens in lengths]
+            added = [
+                await bench.measure(it, options.prompt_rounds)
+                for it in report.steps(lengths, "prompts")
+            ]
         finally:
             await bench.stop()
     print(f"prefill of a random {shape} Llama in {dtype_on(writer)}, KV by {path}")
