@@ -126,6 +126,10 @@ bench-transfer: setup ## KV transfers: speed, cost and what they add (ARGS="--de
 bench-autoscale: setup ## Autoscaling: simulated days, and a load step on the mesh
 	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.autoscale $(ARGS)
 
+.PHONY: bench-knobs
+bench-knobs: setup ## What each setting does, against its default, for docs/tuning.md
+	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.knobs $(ARGS)
+
 .PHONY: bench-qos
 bench-qos: setup ## Admission's policies from 0.5 to 3 times capacity, in the simulator
 	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.qos $(ARGS)
