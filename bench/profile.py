@@ -103,9 +103,10 @@ def _profiling() -> profile:
 
 def _table(profiler: profile) -> str:
     key = "self_cuda_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-    table: str = profiler.key_averages().table(
-        sort_by=key, row_limit=_ROWS, max_name_column_width=48
-    )
+    operators = profiler.key_averages()
+    if not operators:
+        return "none was called"
+    table: str = operators.table(sort_by=key, row_limit=_ROWS, max_name_column_width=48)
     return table
 
 
