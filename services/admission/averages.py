@@ -82,31 +82,38 @@ class WorkRate:
         return self._sum / self._memory_s
 
 
-class SharedTime:
-    """A clock that tells how much worker time each of several concurrent requests took.
+class PoolTime:
+    """Worker seconds that the own prompts took of the pool, whichever of them took it.
 
-    While `running` requests share `workers` workers, each takes workers/running of the time, at
-    most all of it. Differences between two readings add up to the pool's busy time over all
-    requests, so their mean is what one request costs, however many ran at once. Measuring
-    from grant to first token instead would count the queue twice: once in the queue length and
-    once in the average.
+    What a prompt costs is the pool's time between two that end, over many: whose time it was does
+    not matter then. Measuring from grant to first token would count the queue as work; sharing the
+    time evenly would find prompts cheap where those of higher classes overtake, for who is
+    overtaken is not seen until it ends, if it ever does.
+
+    `busy_s` is all of it, `full_s` the part during which prompts waited for a worker: else the
+    time is mostly the mesh's own, which is no work.
     """
 
     def __init__(self) -> None:
-        self._now_s = 0.0
+        self.busy_s = 0.0
+        self.full_s = 0.0
         self._wall_s = 0.0
-        self._rate = 1.0
+        self._rate = 0.0
+        self._is_full = False
 
-    def read(self, wall_s: float) -> float:
-        """Returns the shared time at `wall_s`, which never goes backwards."""
-        self._now_s += (wall_s - self._wall_s) * self._rate
+    def read(self, wall_s: float) -> None:
+        """Brings both up to `wall_s`, which never goes backwards."""
+        took_s = (wall_s - self._wall_s) * self._rate
         self._wall_s = wall_s
-        return self._now_s
+        self.busy_s += took_s
+        if self._is_full:
+            self.full_s += took_s
 
-    def share(self, wall_s: float, running: int, workers: int) -> None:
-        """From `wall_s` on, `running` requests share `workers` workers."""
+    def share(self, wall_s: float, own: int, running: int, workers: int) -> None:
+        """From `wall_s` on, `own` of `running` prompts share `workers` workers."""
         self.read(wall_s)
-        self._rate = min(1.0, workers / running) if running else 1.0
+        self._rate = min(running, workers) * own / running if running else 0.0
+        self._is_full = running > workers
 
 
 class TokenClock:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from baton.latency import CostModel
 from baton.requests import Priority
-from services.admission.averages import MovingAverage, Ratio, SharedTime, TokenClock
+from services.admission.averages import MovingAverage, PoolTime, Ratio, TokenClock
 from services.admission.forecast import CohortForecast, CohortKey, Cohorts, Tally
 from services.admission.lengths import OutputLengths
 from services.admission.policy import NO_STREAMS, DecodePool, MeshLoad, PermitRequest, Streams
@@ -20,8 +20,8 @@ class Permit:
     """The right to run one request.
 
     `work_s` is the worker time that its prompt was expected to need and `costed_s` what the costs
-    alone said. `prefill_mark_s` is a reading of the pool's shared clock and `token_mark` one of the
-    token clock.
+    alone said; `is_contended` when all workers had a prompt already. `token_mark` is a reading of
+    the token clock.
     """
 
     request: PermitRequest
@@ -29,7 +29,6 @@ class Permit:
     work_s: float = 0.0
     costed_s: float = 0.0
     is_contended: bool = False
-    prefill_mark_s: float = 0.0
     prefilled_s: float | None = None
     token_mark: float = 0.0
     cohort: CohortKey | None = None
@@ -88,7 +87,9 @@ class PermitLedger:
         self._work_s = 0.0
         self._progress_s = 0.0
         self._progress_at_s = 0.0
-        self._prefill_clock = SharedTime()
+        self._pool_time = PoolTime()
+        self._busy_mark_s = 0.0
+        self._full_mark_s = 0.0
         self._token_clock = TokenClock()
         self._prefill_s = MovingAverage()
         self._decode_s = MovingAverage()
@@ -184,7 +185,6 @@ class PermitLedger:
             work_s=self.work_s(request),
             costed_s=self._costed_s(request),
             is_contended=running >= self.pools.computing_workers,
-            prefill_mark_s=self._prefill_clock.read(now_s),
         )
         self._prefilling.add(permit)
         self._work_s += permit.work_s
@@ -197,11 +197,7 @@ class PermitLedger:
         if permit not in self._prefilling:
             return
         self._leave_prefill(permit, now_s)
-        took_s = self._prefill_clock.read(now_s) - permit.prefill_mark_s
-        self._prefill_s.add(took_s)
-        if permit.is_contended:
-            # With workers to spare the time is mostly the mesh's own, which is no work.
-            self._prefill_bias.add(took_s, permit.costed_s)
+        self._measure(permit, now_s)
         permit.prefilled_s = now_s
         permit.token_mark = self._token_clock.read(now_s)
         request = permit.request
@@ -224,6 +220,18 @@ class PermitLedger:
             if output_tokens is not None:
                 self._learn(permit, now_s, output_tokens)
         self._share(now_s)
+
+    def _measure(self, permit: Permit, now_s: float) -> None:
+        """Learns from a computed prompt what prompts cost."""
+        time = self._pool_time
+        time.read(now_s)
+        self._prefill_s.add(time.busy_s - self._busy_mark_s)
+        self._busy_mark_s = time.busy_s
+        if permit.is_contended:
+            # Whoever comes to a free worker ends while others wait, the last ones that waited end
+            # when nobody does: both are partly in `full_s`, and make up for each other.
+            self._prefill_bias.add(time.full_s - self._full_mark_s, permit.costed_s)
+            self._full_mark_s = time.full_s
 
     def _learn(self, permit: Permit, now_s: float, output_tokens: int) -> None:
         self.lengths.add(permit.request.priority, output_tokens)
@@ -264,7 +272,9 @@ class PermitLedger:
         self._progress_at_s = max(now_s, self._progress_at_s)
 
     def _share(self, now_s: float) -> None:
-        self._prefill_clock.share(now_s, len(self._prefilling), self.pools.computing_workers)
+        own = len(self._prefilling)
+        running = own + self.elsewhere.prefilling
+        self._pool_time.share(now_s, own, running, self.pools.computing_workers)
         streams = self._cohorts.now(self._token_clock.read(now_s))
         self._token_clock.pace(
             now_s, self.pools.decode.tpot_s(streams.plus(*self.elsewhere.streams))

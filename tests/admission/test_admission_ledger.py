@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from baton.latency import OUTPUT_TOKENS, TRUSTED_SAMPLES, CostModel
 from baton.requests import Priority
-from services.admission.averages import MovingAverage, Ratio, SharedTime, TokenClock, WorkRate
+from services.admission.averages import MovingAverage, PoolTime, Ratio, TokenClock, WorkRate
 from services.admission.ledger import Permit, PermitLedger, Pools
 from services.admission.lengths import Lengths, OutputLengths
 from services.admission.policies.queue_estimate import predict_ttft_s
@@ -32,12 +32,33 @@ def prompt(tokens: int, priority: Priority = Priority.NORMAL) -> PermitRequest:
     return PermitRequest("r", priority=priority, prompt_tokens=tokens, uncached_tokens=tokens)
 
 
-def test_prompts_that_share_a_worker_share_its_time() -> None:
-    clock = SharedTime()
-    start = clock.read(0.0)
-    clock.share(0.0, running=4, workers=1)
-    clock.share(2.0, running=1, workers=1)
-    assert clock.read(3.0) - start == pytest.approx(2.0 / 4 + 1.0)
+def test_prompts_take_the_workers_time_whoever_has_it() -> None:
+    time = PoolTime()
+    time.share(0.0, own=4, running=4, workers=2)
+    time.share(3.0, own=1, running=1, workers=2)
+    time.read(4.0)
+    assert (time.busy_s, time.full_s) == (pytest.approx(2 * 3.0 + 1.0), pytest.approx(2 * 3.0))
+
+
+def test_others_prompts_take_their_part_of_the_workers() -> None:
+    time = PoolTime()
+    time.share(0.0, own=1, running=4, workers=2)
+    time.read(2.0)
+    assert time.busy_s == pytest.approx(1.0)
+
+
+def test_prompts_that_overtake_do_not_make_all_prompts_look_cheap() -> None:
+    """High priority is computed at once while a crowd of low waits for minutes."""
+    ledger = ledger_with()
+    waiting = [ledger.grant(prompt(1000, Priority.LOW), 0.0) for _ in range(20)]
+    for second in range(100):
+        permit = ledger.grant(prompt(1000, Priority.HIGH), second)
+        ledger.prefill_done(permit, second + 1.0)
+        ledger.release(permit, second + 1.0)
+    assert ledger.work_s(prompt(1000)) == pytest.approx(1.0, rel=0.05)
+    assert ledger.load(100.0).prefill_s == pytest.approx(1.0, rel=0.05)
+    for permit in waiting:
+        ledger.release(permit, 100.0)
 
 
 def test_average_prefill_time_does_not_count_the_queue() -> None:
