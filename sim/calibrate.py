@@ -22,6 +22,18 @@ async def calibrate(redis_url: str, name: str) -> tuple[Hardware, tuple[float, f
 
     Raises NotMeasuredError when no worker has measured prompts or no one decode steps.
     """
+    return preset(name, *await _workers(redis_url))
+
+
+async def kv_of(redis_url: str) -> tuple[int, int]:
+    """Returns the tokens of a worker's KV pool and the bytes of one token."""
+    _, decode = await _workers(redis_url)
+    record = decode[0].record
+    return record.kv_blocks * record.block_size, record.kv_bytes_per_token
+
+
+async def _workers(redis_url: str) -> tuple[list[WorkerView], list[WorkerView]]:
+    """Returns the prefill and the decode workers that are there."""
     redis = connect(redis_url)
     try:
         await ping_or_fail(redis, redis_url)
@@ -32,7 +44,7 @@ async def calibrate(redis_url: str, name: str) -> tuple[Hardware, tuple[float, f
             decode = list(fleet.workers(WorkerRole.DECODE))
     finally:
         await redis.aclose()
-    return preset(name, prefill, decode)
+    return prefill, decode
 
 
 def preset(

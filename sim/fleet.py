@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from baton.latency import TRUSTED_SAMPLES, CostModel
 from sim.costs.hardware import Hardware
+from sim.engine.host import Sharing
 from sim.engine.links import LinkSpec
 from sim.observe import Role
 
@@ -18,6 +19,7 @@ class FleetSpec:
     `aggregated` workers are decode workers that compute every prompt themselves, chunked; with
     them alone the fleet is the aggregated baseline. Token budgets bound one step: the first on
     prefill workers, the second where decodes share it. `kv_tokens` overrides the hardware's pool.
+    With `sharing` all workers are on one host and slow each other down.
     """
 
     hardware: Hardware
@@ -30,6 +32,7 @@ class FleetSpec:
     kv_tokens: int | None = None
     link: LinkSpec = field(default_factory=LinkSpec)
     prefill_hardware: Hardware | None = None
+    sharing: Sharing | None = None
 
     def __post_init__(self) -> None:
         if self.decode + self.aggregated < 1:

@@ -7,7 +7,8 @@ from functools import partial
 from baton.latency import TRANSFER_DEFAULTS, CostModel, LengthMean, OnlineFit
 from baton.state.prefix_index import PrefixIndex
 from services.router.policy import RoutingPolicy
-from sim.engine.events import EventLoop
+from sim.engine.events import Clock, EventLoop
+from sim.engine.host import SharedHost
 from sim.engine.pool import SimPool
 from sim.engine.worker import SimWorker, WorkerEvents
 from sim.fleet import FleetSpec
@@ -41,6 +42,7 @@ class Roster:
         self._spec = spec
         self._block_tokens = block_tokens
         self._loop = loop
+        self._host = SharedHost(loop) if spec.sharing else None
         self._index = index
         self._events = events
         self._on_change = on_change
@@ -151,7 +153,7 @@ class Roster:
         )
         return SimWorker(
             index,
-            self._loop,
+            self._clock(role),
             spec.of(role).costs,
             pool,
             self._events,
@@ -159,6 +161,12 @@ class Roster:
             max_running=spec.max_running,
             changed=self.views.changed,
         )
+
+    def _clock(self, role: Role) -> Clock:
+        sharing = self._spec.sharing
+        if self._host is None or sharing is None:
+            return self._loop
+        return self._host.clock(sharing.prefill if role is Role.PREFILL else sharing.decode)
 
     def _leave(self, name: str) -> None:
         sight = self.sights.pop(name)

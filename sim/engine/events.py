@@ -3,10 +3,27 @@
 import heapq
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 Handler = Callable[[Any], None]
 """Called with the payload it was scheduled with."""
+
+
+class Clock(Protocol):
+    """A time, and what is to happen in it."""
+
+    @property
+    def now_s(self) -> float:
+        """The time."""
+        ...
+
+    def at(self, time_s: float, handler: Handler, payload: Any = None) -> None:
+        """Calls `handler(payload)` at `time_s`, or now when that is over."""
+        ...
+
+    def after(self, delay_s: float, handler: Handler, payload: Any = None) -> None:
+        """Calls `handler(payload)` in `delay_s` seconds."""
+        ...
 
 
 class EventLoop:

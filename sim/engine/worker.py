@@ -14,7 +14,7 @@ from itertools import chain
 from typing import NamedTuple, Protocol
 
 from sim.costs.model import StepCosts
-from sim.engine.events import EventLoop
+from sim.engine.events import Clock
 from sim.engine.job import Job, Order, Phase
 from sim.engine.pool import SimPool
 from sim.engine.streams import Streams, order_of
@@ -54,12 +54,12 @@ class _Run(NamedTuple):
 
 
 class SimWorker:
-    """One engine. All times come from `loop`; whatever changes puts `index` into `changed`."""
+    """One engine. All times come from `clock`; whatever changes puts `index` into `changed`."""
 
     def __init__(
         self,
         index: int,
-        loop: EventLoop,
+        clock: Clock,
         costs: StepCosts,
         pool: SimPool,
         events: WorkerEvents,
@@ -80,7 +80,7 @@ class SimWorker:
         self.backlog_marginal_s = 0.0
         self.step_started_s: float | None = None
         self._changed = changed
-        self._loop = loop
+        self._clock = clock
         self._events = events
         self._max_running = min(max_running, token_budget)
         self._waiting: list[tuple[Order, Job]] = []
@@ -176,7 +176,7 @@ class SimWorker:
         elif self._streams:
             # After a preemption nobody is admitted in this step, but perhaps in the next one.
             steps = 1 if must_look_again else self._streams.steps_to_milestone
-            self._schedule_run(self._loop.now_s, steps)
+            self._schedule_run(self._clock.now_s, steps)
         elif must_look_again:
             self._turn()
 
@@ -221,7 +221,7 @@ class SimWorker:
         self._set_backlog(job, job.remaining, job.computed)
         if job.first_scheduled_s is None:
             job.cached = job.computed
-            job.first_scheduled_s = self._loop.now_s
+            job.first_scheduled_s = self._clock.now_s
             self._events.scheduled(job)
         return True
 
@@ -230,9 +230,9 @@ class SimWorker:
         step_s = self.costs.mixed_base_s(sequences, self._streams.resident_tokens)
         for job, count in chunks:
             step_s += self.costs.tokens_s(count, job.computed)
-        self.step_started_s = self._loop.now_s
+        self.step_started_s = self._clock.now_s
         self.busy_s += step_s
-        self._loop.after(step_s, self._end_mixed, chunks)
+        self._clock.after(step_s, self._end_mixed, chunks)
 
     def _end_mixed(self, chunks: list[_Chunk]) -> None:
         self._changed.add(self.index)
@@ -282,11 +282,11 @@ class SimWorker:
         end_s = start_s + self.costs.decode_s(
             len(self._streams), self._streams.resident_tokens, steps
         )
-        self._loop.at(end_s, self._end_run, self._run)
+        self._clock.at(end_s, self._end_run, self._run)
 
     def _cut(self, run: _Run) -> None:
         """Ends a run with the step that is being computed now."""
-        elapsed_s = self._loop.now_s - run.start_s
+        elapsed_s = self._clock.now_s - run.start_s
         steps = self._steps_within(elapsed_s)
         if steps < run.steps:
             self._schedule_run(run.start_s, steps)
@@ -304,14 +304,14 @@ class SimWorker:
     def _steps_done(self) -> int:
         """Returns how many steps of the run under way have ended."""
         run = self._run
-        return 0 if run is None else self._steps_within(self._loop.now_s - run.start_s) - 1
+        return 0 if run is None else self._steps_within(self._clock.now_s - run.start_s) - 1
 
     def _end_run(self, run: _Run) -> None:
         if run is not self._run:
             return
         self._changed.add(self.index)
         self._run = self.step_started_s = None
-        self.busy_s += self._loop.now_s - run.start_s
+        self.busy_s += self._clock.now_s - run.start_s
         self._advance(run.steps)
         self._turn()
 

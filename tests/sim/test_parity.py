@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from bench.parity import Ask, compare
+from bench.parity.asks import Ask
+from bench.parity.decisions import compare_decisions
 
 pytestmark = pytest.mark.e2e
 
@@ -23,7 +24,7 @@ def test_mesh_and_simulator_decide_the_same() -> None:
         )
         for n in range(30)
     ]
-    parity = asyncio.run(compare(asks, "simulated", prefill=2, decode=2, warm_up=warm_up))
+    parity = asyncio.run(compare_decisions(asks, prefill=2, decode=2, warm_up=warm_up))
     assert not parity.differences, "\n".join(parity.differences)
     assert parity.agreed == len(asks)
     assert {it.is_remote for it in parity.simulated} == {True, False}

@@ -1,0 +1,1 @@
+"""The simulator beside the mesh: the same requests through both, compared."""
