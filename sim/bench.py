@@ -1,7 +1,6 @@
 """`make bench-sim`: how fast the simulator is and what it says, as tables and one JSON line."""
 
 import asyncio
-import random
 import resource
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -12,10 +11,9 @@ import typer
 from rich.console import Console
 
 from baton.config import Config
-from bench.parity import Ask, compare
+from bench.parity.times import QUANTILES, compare_times, schedule
 from bench.report import emit, note
 from sim.bench_speed import speeds
-from sim.command import promising
 from sim.costs.hardware import Hardware
 from sim.costs.presets import H100_COPY, UnknownHardwareError, hardware
 from sim.experiment import Experiment, LimitedTrace, Run, run_seeds
@@ -25,6 +23,7 @@ from sim.results import plots
 from sim.results.recorder import Recorder, Slo
 from sim.results.summary import Estimate, summarise
 from sim.results.table import comparison, width
+from sim.setting import promising
 from sim.setup import PolicySpec
 from sim.traces.arrivals import Arrivals
 from sim.traces.find import find
@@ -196,30 +195,24 @@ def _interference(console: Console, machine: Hardware) -> tuple[float | None, fl
     return quotients[0], quotients[1]
 
 
-def _parity(console: Console) -> dict[str, float]:
+def _parity(console: Console) -> dict[str, float | None]:
     """Compares TTFT and TPOT with a mesh of embedded engines, 1P+1D, and returns the larger
     error of the two at each quantile."""
-    warm_up, asks = _schedule(1, 60, 0.25), _schedule(2, 60, 0.5)
-    seen = asyncio.run(compare(asks, "torch", prefill=1, decode=1, warm_up=warm_up))
-    console.print(f"beside the mesh: {seen.hardware}", soft_wrap=True)
-    errors = {}
-    for name, share in (("p50", 0.50), ("p99", 0.99)):
-        each = {what: seen.error(what, share) for what in ("ttft", "tpot")}
-        console.print(", ".join(f"{what} {name} {value or 0:.1%}" for what, value in each.items()))
-        errors[name] = max(value or 0.0 for value in each.values())
-        errors.update({f"{what}_{name}": value or 0.0 for what, value in each.items()})
-    errors["decisions_agreed"] = seen.agreed / len(seen.seen)
+    seen = asyncio.run(compare_times(schedule(2, 120, 0.5)))
+    console.print(seen.probed.describe(), soft_wrap=True)
+    errors: dict[str, float | None] = {"others": seen.others}
+    for name, share in QUANTILES:
+        for what in ("ttft", "tpot"):
+            real, made = seen.both(what, share)
+            errors[f"{what}_{name}"] = error = seen.error(what, share)
+            console.print(
+                f"{what} {name}: mesh {1e3 * real:.1f} ms, simulator {1e3 * made:.1f} ms, "
+                f"error {error:.1%}"
+            )
+        errors[name] = max(seen.error(what, share) for what in ("ttft", "tpot"))
+    if seen.others is not None:
+        console.print(f"other processes used {seen.others:.0%} of the machine meanwhile")
     return errors
-
-
-def _schedule(seed: int, count: int, gap_s: float) -> list[Ask]:
-    rng = random.Random(seed)  # noqa: S311 - not for secrets
-    asks, now_s = [], 0.0
-    for number in range(count):
-        now_s += rng.expovariate(1 / gap_s)
-        prompt = rng.choice((60, 120, 200, 400, 800, 1200, 1600)) + rng.randrange(40)
-        asks.append(Ask(now_s, prompt, rng.randint(16, 64), family=number + 1000 * seed))
-    return asks
 
 
 def _experiment(fleet: FleetSpec, trace: Trace, slo: Slo) -> Experiment:

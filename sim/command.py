@@ -7,46 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from baton.config import Config
-from sim.costs.presets import hardware
+from sim.costs.hardware import Hardware
 from sim.engine.links import LinkSpec
-from sim.experiment import Experiment, LimitedTrace, Run, run_once
+from sim.experiment import Experiment, Run, run_once
 from sim.fleet import MIXED_BUDGET, FleetSpec
 from sim.results import plots
-from sim.results.recorder import Slo
 from sim.results.summary import Estimate, as_json, summarise
 from sim.results.table import comparison, width
+from sim.setting import Setting, progress_bar, promising
 from sim.setup import PolicySpec
-from sim.traces.arrivals import Arrivals
-from sim.traces.find import Found, find
 from sim.workload import Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """The command's options. Times in seconds, bandwidth in bytes per second."""
+    """The command's options. Bandwidth in bytes per second."""
 
-    trace: str
-    hardware: str
+    setting: Setting
     prefill: int
     decode: int
     aggregated: int
     policies: Sequence[str]
-    slo: Slo
     rates: Sequence[float]
-    seeds: int
-    config: Config
     compares_aggregated: bool = False
     admits_all: bool = False
-    requests: int | None = None
-    arrivals: Arrivals | None = None
     bandwidth: float = LinkSpec().bandwidth
     mixed_budget: int | None = None
-    kv_tokens: int | None = None
-    json_file: Path | None = None
-    plot_folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,41 +62,37 @@ def simulate(question: Question, console: Console) -> list[Answer]:
     """
     columns = len(question.policies) + question.compares_aggregated
     console.width = max(console.width, width(columns))
-    found = find(question.trace, question.arrivals)
-    if found.note:
-        console.print(f"note: {found.note}")
-    experiments = _experiments(question, found)
-    console.print(experiments[0].fleet.hardware.describe(), soft_wrap=True)
+    setting = question.setting
+    trace, machine = setting.workload(console), setting.machine(console)
+    experiments = _experiments(question, trace, machine)
     answers = _run_all(question, experiments, console)
     for rate in question.rates:
         _show(question, [a for a in answers if a.experiment.rate == rate], console)
-    if question.json_file is not None:
-        question.json_file.write_text(json.dumps(_values(question, answers), indent=1))
-    if question.plot_folder is not None:
-        _plot(question.plot_folder, answers)
+    if setting.json_file is not None:
+        setting.json_file.write_text(json.dumps(_values(question, answers), indent=1))
+    if setting.plot_folder is not None:
+        _plot(setting.plot_folder, answers)
     return answers
 
 
-def _experiments(question: Question, found: Found) -> list[Experiment]:
+def _experiments(question: Question, trace: Trace, machine: Hardware) -> list[Experiment]:
+    setting = question.setting
     fleet = FleetSpec(
-        hardware(question.hardware),
+        machine,
         question.prefill,
         question.decode,
         question.aggregated,
-        kv_tokens=question.kv_tokens,
+        kv_tokens=setting.kv_tokens,
         link=LinkSpec(bandwidth=question.bandwidth),
         mixed_budget=question.mixed_budget or MIXED_BUDGET,
     )
-    trace: Trace = found.trace
-    if question.requests is not None:
-        trace = LimitedTrace(trace, question.requests)
-    config = promising(question.config, question.slo)
+    config = promising(setting.config, setting.slo)
     made = [
         Experiment(
             fleet,
             trace,
             PolicySpec(name, config, question.admits_all, fleet.mixed_budget),
-            question.slo,
+            setting.slo,
         )
         for name in question.policies
     ]
@@ -121,34 +104,20 @@ def _experiments(question: Question, found: Found) -> list[Experiment]:
             kv_tokens=fleet.kv_tokens,
             link=fleet.link,
         )
-        made.append(Experiment(flat, trace, made[0].policies, question.slo))
+        made.append(Experiment(flat, trace, made[0].policies, setting.slo))
     return made
-
-
-def promising(config: Config, slo: Slo) -> Config:
-    """Returns the configuration with admission promising what the run is judged by."""
-    qos = config.qos.model_copy(
-        update={"ttft_slo_ms": slo.ttft_s * 1e3, "tpot_slo_ms": slo.tpot_s * 1e3}
-    )
-    return config.model_copy(update={"qos": qos})
 
 
 def _run_all(
     question: Question, experiments: Sequence[Experiment], console: Console
 ) -> list[Answer]:
-    seeds = range(1, question.seeds + 1)
+    seeds = question.setting.seed_range
     sizes = {each.fleet.prompt_pools_tokens: each for each in experiments}
     workloads = {
         (seed, size): each.workload(seed) for seed in seeds for size, each in sizes.items()
     }
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
     answers = []
-    with Progress(*columns, console=console, transient=True) as progress:
+    with progress_bar(console) as progress:
         total = sum(workload.requests for workload in workloads.values()) // len(sizes)
         runs = len(question.rates) * len(experiments)
         task = progress.add_task("requests", total=total * runs)
@@ -170,11 +139,11 @@ def _run_all(
 
 def _show(question: Question, answers: Sequence[Answer], console: Console) -> None:
     first = answers[0]
-    slo = question.slo
+    slo = question.setting.slo
     title = (
         f"{first.experiment.trace.name} at {first.experiment.rate:g}x "
         f"({first.offered_per_s:.2f} req/s), TTFT {slo.ttft_s:g} s and TPOT "
-        f"{slo.tpot_s * 1e3:g} ms, {question.seeds} seeds"
+        f"{slo.tpot_s * 1e3:g} ms, {question.setting.seeds} seeds"
     )
     columns = [
         (
@@ -196,8 +165,8 @@ def _values(question: Question, answers: Sequence[Answer]) -> dict[str, Any]:
     return {
         "trace": first.trace.name,
         "hardware": first.fleet.hardware.describe(),
-        "ttft_slo_s": question.slo.ttft_s,
-        "tpot_slo_s": question.slo.tpot_s,
+        "ttft_slo_s": question.setting.slo.ttft_s,
+        "tpot_slo_s": question.setting.slo.tpot_s,
         "results": [
             {
                 "fleet": answer.experiment.fleet.label,

@@ -3,25 +3,17 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from baton.config import Config
-from sim.command import promising
-from sim.costs.presets import hardware
-from sim.experiment import Experiment, LimitedTrace, Run, run_seeds
+from sim.experiment import Experiment, Run, run_seeds
 from sim.fleet import MIXED_BUDGET, FleetSpec
 from sim.planner import ATTAINMENT, Planner, Sized, splits
 from sim.results import plots
-from sim.results.recorder import Slo
 from sim.results.summary import Estimate, as_json, summarise
+from sim.setting import Setting, progress_bar, promising
 from sim.setup import PolicySpec
-from sim.traces.arrivals import Arrivals
-from sim.traces.find import find
-from sim.workload import Trace
 
 _PAST = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 
@@ -30,19 +22,10 @@ _PAST = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 class PlanQuestion:
     """The command's options."""
 
-    trace: str
+    setting: Setting
     gpus: int
-    hardware: str
-    slo: Slo
-    config: Config
     policy: str = "latency"
-    requests: int | None = 3000
-    seeds: int = 3
     attainment: float = ATTAINMENT
-    arrivals: Arrivals | None = None
-    kv_tokens: int | None = None
-    json_file: Path | None = None
-    plot_folder: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +52,8 @@ def plan(question: PlanQuestion, console: Console) -> Plan | None:
     Raises TraceError, UnknownHardwareError, or ValueError when the GPUs make less than two workers.
     """
     base = _experiment(question, console)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
+    setting = question.setting
+    with progress_bar(console) as progress:
         fleets = [replace(base, fleet=fleet) for fleet in splits(base.fleet)]
         task = progress.add_task("aggregated", total=len(fleets) + 3)
         planner = Planner(question.attainment, lambda what: progress.update(task, description=what))
@@ -87,46 +70,40 @@ def plan(question: PlanQuestion, console: Console) -> Plan | None:
             console.print("no split of these workers meets the limits at any load")
             return None
         split = planner.past_the_knee(found[-1])
-        seeds = range(1, question.seeds + 1)
         runs = []
         for sized in (split, flat):
             progress.update(task, description=f"{sized.experiment.fleet.label}, all seeds")
             at = sized.experiment.at(sized.load or 1.0)
-            runs.append(run_seeds(at, seeds))
+            runs.append(run_seeds(at, setting.seed_range))
             progress.advance(task)
     made = Plan(split, flat, runs[0], runs[1], planner.runs)
     _show(question, made, console)
-    if question.json_file is not None:
-        question.json_file.write_text(json.dumps(_values(question, made), indent=1))
-    if question.plot_folder is not None:
+    if setting.json_file is not None:
+        setting.json_file.write_text(json.dumps(_values(question, made), indent=1))
+    if setting.plot_folder is not None:
         _plot(question, made)
     return made
 
 
 def _experiment(question: PlanQuestion, console: Console) -> Experiment:
-    machine = hardware(question.hardware)
+    setting = question.setting
+    machine = setting.machine(console)
     workers = question.gpus // machine.gpus
     if workers < 2:
         raise ValueError(
             f"{question.gpus} GPUs make {workers} workers of {machine.gpus} GPUs each; a split "
             f"needs two, so give --gpus {2 * machine.gpus} or other --hardware"
         )
-    found = find(question.trace, question.arrivals)
-    if found.note:
-        console.print(f"note: {found.note}")
-    console.print(machine.describe(), soft_wrap=True)
-    trace: Trace = found.trace
-    if question.requests is not None:
-        trace = LimitedTrace(trace, question.requests)
+    trace = setting.workload(console)
     policies = PolicySpec(
-        question.policy, promising(question.config, question.slo), True, MIXED_BUDGET
+        question.policy, promising(setting.config, setting.slo), True, MIXED_BUDGET
     )
-    fleet = FleetSpec(machine, aggregated=workers, kv_tokens=question.kv_tokens)
-    return Experiment(fleet, trace, policies, question.slo)
+    fleet = FleetSpec(machine, aggregated=workers, kv_tokens=setting.kv_tokens)
+    return Experiment(fleet, trace, policies, setting.slo)
 
 
 def _show(question: PlanQuestion, made: Plan, console: Console) -> None:
-    slo = question.slo
+    slo = question.setting.slo
     table = Table(
         title=f"{made.split.experiment.trace.name}: the most that {question.gpus} GPUs serve with "
         f"{question.attainment:.0%} within TTFT {slo.ttft_s:g} s and TPOT {slo.tpot_s * 1e3:g} ms",
@@ -185,8 +162,8 @@ def _values(question: PlanQuestion, made: Plan) -> dict[str, object]:
         "trace": made.split.experiment.trace.name,
         "hardware": made.split.experiment.fleet.hardware.describe(),
         "gpus": question.gpus,
-        "ttft_slo_s": question.slo.ttft_s,
-        "tpot_slo_s": question.slo.tpot_s,
+        "ttft_slo_s": question.setting.slo.ttft_s,
+        "tpot_slo_s": question.setting.slo.tpot_s,
         "attainment": question.attainment,
         "simulations": made.simulations,
         "goodput_ratio": made.ratio,
@@ -205,14 +182,14 @@ def _values(question: PlanQuestion, made: Plan) -> dict[str, object]:
 
 def _plot(question: PlanQuestion, made: Plan) -> None:
     """Draws both fleets up to twice the split's capacity, all seeds."""
-    assert question.plot_folder is not None
-    seeds = range(1, question.seeds + 1)
+    setting = question.setting
+    assert setting.plot_folder is not None
     curves: dict[str, list[tuple[float, Estimate]]] = {}
     for sized in (made.split, made.flat):
         for factor in _PAST:
-            runs = run_seeds(sized.experiment.at(made.split.load * factor), seeds)
+            runs = run_seeds(sized.experiment.at(made.split.load * factor), setting.seed_range)
             recorder, value = runs[0].recorder, _figure(runs, "goodput_per_s")
             if value is not None and recorder.span_s:
                 offered = recorder.everyone.offered / recorder.span_s
                 curves.setdefault(sized.experiment.fleet.label, []).append((offered, value))
-    plots.goodput_over_load(question.plot_folder / "plan", curves)
+    plots.goodput_over_load(setting.plot_folder / "plan", curves)

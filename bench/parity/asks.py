@@ -47,9 +47,11 @@ class Seen:
     completion: Completion
 
 
-async def send_all(client: RouterClient, asks: Sequence[Ask], first: int = 0) -> list[Seen]:
-    """Sends each at its time; those who have the same time go together."""
-    started_s = time.monotonic()
+async def send_all(
+    client: RouterClient, asks: Sequence[Ask], first: int = 0, started_s: float | None = None
+) -> list[Seen]:
+    """Sends each at its time, counted from `started_s`; those with the same time go together."""
+    started_s = time.monotonic() if started_s is None else started_s
     tasks = []
     for number, ask in enumerate(asks):
         delay_s = ask.at_s - (time.monotonic() - started_s)

@@ -2,16 +2,20 @@
 beside the simulator's on the same requests.
 
 The simulator is given what `Probe` measured on other requests, and decides everything by itself.
+What others did on the machine meanwhile is measured too: both sides see it, but not alike.
 """
 
+import os
 import random
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from baton.client import RouterClient
 from baton.config import Config
 from baton.local.stack import Stack
 from bench.parity.asks import BLOCK, Ask, Seen, as_sent, send_all
+from bench.parity.meter import Meter
 from bench.parity.probe import Probe, Probed
 from bench.parity.stack import BUDGET, options
 from sim.calibrate import kv_of
@@ -29,12 +33,14 @@ _LENGTHS = (60, 120, 200, 400, 800, 1200, 1600)
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """Both sides, request by request."""
+    """Both sides, request by request. `others` is the share of the machine's time that processes
+    took which are not the mesh's; None where that cannot be told."""
 
     asks: Sequence[Ask]
     seen: Sequence[Seen]
     simulated: Sequence[Outcome]
     probed: Probed
+    others: float | None
 
     def both(self, what: str, share: float) -> tuple[float, float]:
         """Returns a quantile of "ttft" or "tpot": the mesh's and the simulator's, in seconds."""
@@ -60,14 +66,27 @@ def schedule(seed: int, count: int, gap_s: float) -> list[Ask]:
     return asks
 
 
-async def compare_times(asks: Sequence[Ask]) -> Parity:
-    """Probes a mesh, sends it the schedule, and simulates the same."""
+async def compare_times(asks: Sequence[Ask], rounds: int = 4) -> Parity:
+    """Sends a mesh the schedule in parts, probes it before each, and simulates the same."""
     made = options("torch", 1, 1)
+    seen: list[Seen] = []
     async with Stack(made) as stack, RouterClient(stack.router_address) as client:
-        kv_tokens, kv_bytes = await kv_of(stack.redis_url)
-        probed = await Probe(client, BUDGET, kv_tokens, kv_bytes).run()
-        seen = await send_all(client, asks)
-    return Parity(asks, seen, simulate(asks, seen, probed), probed)
+        probe = Probe(client, BUDGET, *await kv_of(stack.redis_url))
+        await probe.warm_up()
+        meter = Meter([*stack.processes.values(), os.getpid()])
+        began_s = time.monotonic()
+        size = -(-len(asks) // rounds)
+        for first in range(0, len(asks), size):
+            await probe.round()
+            part = asks[first : first + size]
+            started_s = time.monotonic() - part[0].at_s
+            meter.begin()
+            sent = await send_all(client, part, first, started_s)
+            meter.end()
+            late_s = started_s - began_s
+            seen += [replace(it, sent_s=it.sent_s + late_s) for it in sent]
+    probed = probe.result()
+    return Parity(asks, seen, simulate(asks, seen, probed), probed, meter.others)
 
 
 def simulate(asks: Sequence[Ask], seen: Sequence[Seen], probed: Probed) -> list[Outcome]:

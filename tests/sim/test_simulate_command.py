@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from baton.cli.main import app
-from baton.cli.simulate import duration_s
+from baton.cli.simulation import duration_s
 from baton.errors import ConfigError
 
 
@@ -19,7 +19,8 @@ def _run(*arguments: str) -> tuple[int, str]:
 def test_two_policies_and_the_aggregated_fleet_side_by_side(tmp_path: Path) -> None:
     code, output = _run(
         *("--trace", "mix", "--requests", "150", "--hardware", "smg-mock", "--seeds", "2"),
-        *("--prefill", "1", "--decode", "2", "--compare", "round_robin", "--baseline"),
+        *("--prefill", "1", "--decode", "2", "--policy", "weighted", "--compare", "round_robin"),
+        "--baseline",
         *("--slo-ttft", "2s", "--slo-tpot", "50ms", "--rate", "0.5,1"),
         *("--json", str(tmp_path / "out.json")),
     )
