@@ -15,6 +15,9 @@ BLOCK_TOKENS = 512
 TICK_S = 3.0
 """Timestamps are rounded down to this; without jitter each tick would be one burst."""
 
+_OFF_TICK_MS = 5.0
+"""The public traces are off their ticks by up to 3 ms."""
+
 _LOOKED_AT = 64
 
 
@@ -50,15 +53,16 @@ class MooncakeTrace:
         """See `Trace`. Raises TraceError at a line that is not in the schema."""
         rng = random.Random(seed)  # noqa: S311 - not for secrets
         jitter_s = self.jitter_s if self._is_rounded() else 0.0
-        for tick_ms, rows in groupby(self._rows(), key=lambda row: row.timestamp):
-            spread = [(tick_ms / 1e3 + rng.random() * jitter_s, row) for row in rows]
+        arrival_s = _tick_s if jitter_s else _exact_s
+        for began_s, rows in groupby(self._rows(), key=arrival_s):
+            spread = [(began_s + rng.random() * jitter_s, row) for row in rows]
             spread.sort(key=lambda entry: entry[0])
-            for arrival_s, row in spread:
-                yield self._request(arrival_s / rate, row)
+            for time_s, row in spread:
+                yield self._request(time_s / rate, row)
 
     def _is_rounded(self) -> bool:
-        first = [row.timestamp for row in islice(self._rows(), _LOOKED_AT)]
-        return all(time_ms % (1e3 * TICK_S) == 0 for time_ms in first)
+        first = islice(self._rows(), _LOOKED_AT)
+        return all(abs(row.timestamp / 1e3 - _tick_s(row)) <= _OFF_TICK_MS / 1e3 for row in first)
 
     def _rows(self) -> Iterator[_Row]:
         with self.path.open("rb") as lines:
@@ -85,3 +89,12 @@ class MooncakeTrace:
             output_tokens=max(1, row.output_length),
             hashes=tuple(row.hash_ids[:full_blocks]),
         )
+
+
+def _exact_s(row: _Row) -> float:
+    return row.timestamp / 1e3
+
+
+def _tick_s(row: _Row) -> float:
+    """Returns the nearest tick."""
+    return round(row.timestamp / 1e3 / TICK_S) * TICK_S

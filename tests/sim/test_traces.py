@@ -24,7 +24,8 @@ def _mooncake(path: Path, rows: list[tuple[int, int, int, list[int]]]) -> Moonca
 
 
 def test_mooncake_ticks_are_spread_and_stay_in_order(tmp_path: Path) -> None:
-    rows = [(tick, 1000, 10, [0, 1]) for tick in (0, 0, 0, 3000, 3000)]
+    # The public traces are a few milliseconds off their ticks here and there.
+    rows = [(tick, 1000, 10, [0, 1]) for tick in (0, 1, 0, 2999, 3000)]
     trace = _mooncake(tmp_path / "t.jsonl", rows)
     arrivals = [request.arrival_s for request in trace.requests(1)]
     assert arrivals == sorted(arrivals)
@@ -33,6 +34,12 @@ def test_mooncake_ticks_are_spread_and_stay_in_order(tmp_path: Path) -> None:
     assert arrivals == [request.arrival_s for request in trace.requests(1)]
     assert arrivals != [request.arrival_s for request in trace.requests(2)]
     assert [2 * r.arrival_s for r in trace.requests(1, 2.0)] == pytest.approx(arrivals)
+
+
+def test_exact_times_are_kept(tmp_path: Path) -> None:
+    rows = [(time_ms, 1000, 10, [0, 1]) for time_ms in (0, 2990, 3000, 4100)]
+    trace = _mooncake(tmp_path / "t.jsonl", rows)
+    assert [request.arrival_s for request in trace.requests(1)] == [0, 2.99, 3, 4.1]
 
 
 def test_only_full_blocks_of_mooncake_can_be_reused(tmp_path: Path) -> None:
