@@ -17,9 +17,9 @@ ROOT = Path(__file__).parents[1]
 DOCS, STAGE, SITE = ROOT / "docs", ROOT / ".site", ROOT / "site"
 NAVIGATION = {
     "Start": ("index", "tutorial", "gateway"),
-    "How it works": ("architecture", "lifecycle", "failures", "routing", "kv", "engine", "qos"),
+    "How it works": ("architecture", "lifecycle", "failures", "routing", "kv", "engine", "sglang", "qos"),
     "Run it": ("operations", "tuning", "telemetry", "alerts", "troubleshooting", "security"),
-    "Numbers": ("benchmarks", "simulator", "comparison"),
+    "Numbers": ("benchmarks", "simulator", "what-if", "comparison"),
 }
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#\s]+)(#[^)\s]*)?\)")
 _HEAD = """[project]

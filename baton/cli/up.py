@@ -4,7 +4,7 @@ import asyncio
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import typer
 from rich.console import Console, Group, RenderableType
@@ -14,12 +14,15 @@ from rich.table import Table
 
 from baton.cli.common import ConfigOption, reporting, run_until_signal
 from baton.compute import ComputeOptions, Device, Dtype, TokenBudget
-from baton.local.member import MemberState, StackEvent
+from baton.local.child import log_tail
+from baton.local.member import Member, MemberState, StackEvent
 from baton.local.plan import StackOptions
 from baton.local.stack import Stack
 from baton.ports import GATEWAY_PORT, ROUTER_PORT
 
 _BAR_CELLS = 40
+_LOG_WORDS = 4
+_SAID_CHARACTERS = 48
 
 
 def up(
@@ -102,10 +105,10 @@ class Board:
     """Shows the members' states: a live table while the stack starts, lines after that."""
 
     def __init__(self, console: Console, is_live: bool) -> None:
-        self._console = console
-        self._live = Live(console=console, get_renderable=self._picture) if is_live else None
         self._stack: Stack | None = None
         self._began_s = time.monotonic()
+        # Asks for its picture at once.
+        self._live = Live(console=console, get_renderable=self._picture) if is_live else None
 
     def begin(self, stack: Stack) -> None:
         """Starts the table, where there is one."""
@@ -149,9 +152,29 @@ def member_table(stack: Stack) -> Table:
         table.add_column(heading, no_wrap=True)
     for member in stack.members:
         table.add_row(
-            member.name, str(member.pid or "-"), member.address or "-", member.state.value
+            member.name, str(member.pid or "-"), member.address or "-", doing(member, stack)
         )
     return table
+
+
+class HasLogs(Protocol):
+    """Keeps a log for each member."""
+
+    def log(self, name: str) -> Path:
+        """Returns the log file of a member."""
+        ...
+
+
+def doing(member: Member, stack: HasLogs) -> str:
+    """Returns a member's state; of one that starts also what it said last."""
+    state: str = member.state.value
+    if member.state is not MemberState.STARTING:
+        return state
+    lines = log_tail(stack.log(member.name), 1)
+    words = lines[0].split(" ", _LOG_WORDS) if lines else []
+    # Date, time, level and logger come first; what is not the log's own line is not shown.
+    is_ours = len(words) > _LOG_WORDS and words[2] == "INFO"
+    return f"{state}: {words[-1][:_SAID_CHARACTERS]}" if is_ours else state
 
 
 def event_line(event: StackEvent, stack: Stack | None) -> str:

@@ -1,5 +1,6 @@
 """Putting an engine's parts together."""
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from baton.engine.torch.selfcheck import choose_decode_kernel
 from baton.engine.torch.sizing import MOST_TOKENS, StepSizer
 from baton.kv.pool import BlockPool
 from baton.kv.transfer import KvTransport, PoolMemory
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +67,14 @@ def assemble(
 ) -> StartedEngine:
     """Loads and allocates everything; slow, so it belongs beside the event loop.
 
-    Raises StartupError naming what is missing.
+    What it is at is logged: `baton up` shows it to those who wait. Raises StartupError naming what
+    is missing.
     """
+    logger.info("loading weights model=%s", options.model_dir)
     model = load_model(options.model_dir, options.device, options.dtype)
+    logger.info("allocating the KV pool mib=%d", options.kv_memory_bytes >> 20)
     kv = allocate_kv(model, options.block_size, options.kv_memory_bytes)
+    logger.info("warming up device=%s", model.device)
     kernel = choose_decode_kernel(model, kv)
     block_count = kv.tensor.shape[0]
     block_bytes = kv.tensor[0].nbytes
