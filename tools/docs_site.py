@@ -17,7 +17,10 @@ ROOT = Path(__file__).parents[1]
 DOCS, STAGE, SITE = ROOT / "docs", ROOT / ".site", ROOT / "site"
 NAVIGATION = {
     "Start": ("index", "tutorial", "gateway"),
-    "How it works": ("architecture", "lifecycle", "failures", "routing", "kv", "engine", "sglang", "qos"),
+    "How it works": (
+        *("architecture", "lifecycle", "failures", "routing"),
+        *("kv", "engine", "sglang", "qos"),
+    ),
     "Run it": ("operations", "tuning", "telemetry", "alerts", "troubleshooting", "security"),
     "Numbers": ("benchmarks", "simulator", "what-if", "comparison"),
 }

@@ -23,6 +23,7 @@ OTHERS = 6
 
 PROMPT_CHARACTERS = 4000
 SHORT_REQUESTS = 150
+_ENDPOINT = "mesh.otlp_endpoint"
 _SHORT = "The with statement is used to"
 
 
@@ -65,8 +66,9 @@ def spans(settings: Mapping[str, object], rounds: int) -> list[Figures]:
 async def _spans(settings: Mapping[str, object], rounds: int) -> list[Figures]:
     found: list[Figures] = []
     async with _receiver() as port:
+        # The probe names no address: the receiver's is known only now.
         filled = {
-            path: value.format(otlp_port=port) if isinstance(value, str) else value
+            path: f"http://127.0.0.1:{port}" if value and path == _ENDPOINT else value
             for path, value in settings.items()
         }
         async with _mesh(filled) as stack, RouterClient(stack.router_address) as client:
