@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from baton.local.roles import Role
 from tests.chaos.faults import Fault, any_fault
 from tests.chaos.fleet import Fleet
 from tests.chaos.observer import Leaks, look
@@ -21,6 +22,8 @@ QUIET_LIMIT_S = 20.0
 _PROBE_TIMEOUT_S = 3.0
 _POLL_S = 0.05
 _BOTH_SHARE = 0.35
+
+COUNTS = {Role.ADMISSION: 2, Role.ROUTER: 2, Role.PREFILL: 2, Role.DECODE: 2}
 
 ENVIRON = {
     "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
@@ -73,7 +76,7 @@ async def run_campaign(
 ) -> Report:
     """Breaks one fleet `rounds` times. The plan of round n follows from `seed` and n alone."""
     report = Report()
-    async with Fleet(run_dir, ENVIRON) as fleet:
+    async with Fleet(run_dir, ENVIRON, COUNTS) as fleet:
         for number in range(rounds):
             rng = random.Random(f"{seed}/{number}")
             line = await _round(fleet, rng, questions, report)
@@ -89,7 +92,8 @@ async def _round(
     if rng.random() < _BOTH_SHARE:
         faults.append(any_fault(fleet, rng))
     before = report.tally.requests
-    traffic = Traffic(fleet.router.address, questions, rng, report.tally)
+    addresses = [router.address for router in fleet.of(Role.ROUTER)]
+    traffic = Traffic(addresses, questions, rng, report.tally)
     traffic.start(CLIENTS)
     await asyncio.sleep(rng.uniform(0.2, 0.8))
     await asyncio.gather(*(_suffer(fault) for fault in faults))
@@ -112,8 +116,7 @@ async def _recovery_s(fleet: Fleet, traffic: Traffic, report: Report) -> float:
     """Returns how long after the last fault ended the mesh was whole and answered rightly."""
     began_s = time.monotonic()
     while time.monotonic() - began_s < RECOVERY_LIMIT_S:
-        answered = await traffic.ask_once(_PROBE_TIMEOUT_S) is Ending.RIGHT
-        if answered and await fleet.is_whole():
+        if await traffic.is_answered(_PROBE_TIMEOUT_S) and await fleet.is_whole():
             report.recoveries_s.append(time.monotonic() - began_s)
             return report.recoveries_s[-1]
         await asyncio.sleep(_POLL_S)

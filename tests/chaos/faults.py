@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from baton.local.roles import Role
+from tests.chaos.clock import CAN_STEP
 from tests.chaos.fleet import Fleet, Member
 from tests.chaos.meddler import Meddling
 from tests.chaos.proxy import Network
@@ -124,6 +125,23 @@ def no_memory(fleet: Fleet, rng: random.Random) -> Fault:
     return Fault("no memory", (member.name,), rng.uniform(0.2, 1.0), inject, heal)
 
 
+def stepped_clock(fleet: Fleet, rng: random.Random) -> Fault:
+    """A process's wall clock is set to another time, and set right again."""
+    member = _any_member(fleet, rng)
+    offset_s = rng.choice((-1, 1)) * rng.choice((2, 20, 3600))
+
+    async def inject() -> None:
+        if member.clock:
+            member.clock.step(offset_s)
+
+    async def heal() -> None:
+        if member.clock:
+            member.clock.step(0)
+
+    name = f"clock {'ahead' if offset_s > 0 else 'behind'}"
+    return Fault(name, (member.name,), rng.uniform(1.5, 4.0), inject, heal)
+
+
 _MAKERS: tuple[Maker, ...] = (
     killed,
     killed,
@@ -137,6 +155,7 @@ _MAKERS: tuple[Maker, ...] = (
     forgotten_state,
     full_disk,
     no_memory,
+    *((stepped_clock,) if CAN_STEP else ()),
 )
 """One named twice comes up twice as often."""
 

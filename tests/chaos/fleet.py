@@ -4,7 +4,7 @@ import asyncio
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -14,6 +14,7 @@ from baton.local.child import Child, ChildSpec, start_child
 from baton.local.roles import Role
 from baton.state.connect import connect
 from baton.state.embedded import find_redis_server, server_arguments
+from tests.chaos.clock import CAN_STEP, Clock
 from tests.chaos.meddler import Meddler
 from tests.chaos.proxy import FaultyProxy
 from tests.support.waiting import eventually
@@ -34,7 +35,7 @@ class Member:
     public_port: int
     child: Child | None = None
     lives: int = 0
-    environ: dict[str, str] = field(default_factory=dict)
+    clock: Clock | None = None
 
     @property
     def address(self) -> str:
@@ -48,26 +49,19 @@ class Member:
 
 
 class Fleet:
-    """One Redis, one admission service, `routers` routers, `prefill` and `decode` workers.
+    """One Redis, and as many of the other roles as `counts` says, in its order.
 
     An async context manager; entering returns when the mesh is whole.
     """
 
-    def __init__(
-        self, run_dir: Path, environ: dict[str, str], prefill: int = 2, decode: int = 2
-    ) -> None:
+    def __init__(self, run_dir: Path, environ: dict[str, str], counts: dict[Role, int]) -> None:
         self.run_dir = run_dir
         self.members: dict[str, Member] = {}
         self.proxies: dict[str, FaultyProxy] = {}
         self.meddlers: dict[str, Meddler] = {}
         self._environ = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
-        self._counts = {Role.PREFILL: prefill, Role.DECODE: decode}
+        self._counts = counts
         self._is_ending = False
-
-    @property
-    def router(self) -> Member:
-        """The router that clients use."""
-        return self.members["router-0"]
 
     def of(self, role: Role) -> list[Member]:
         """Returns the members of one role."""
@@ -78,8 +72,6 @@ class Fleet:
         await self._add("redis", Role.REDIS)
         self.redis: Redis = connect(f"redis://{HOST}:{self.members['redis'].port}/0")
         await eventually(self._redis_answers, START_TIMEOUT_S)
-        await self._add("admission-0", Role.ADMISSION)
-        await self._add("router-0", Role.ROUTER)
         for role, count in self._counts.items():
             for index in range(count):
                 await self._add(f"{role.value}-{index}", role)
@@ -99,7 +91,7 @@ class Fleet:
         await self._group.__aexit__(None, None, None)
 
     async def is_whole(self) -> bool:
-        """Tells whether all serve, the router sees all workers and all pairs are proven."""
+        """Tells whether all serve, each router sees all workers and all pairs are proven."""
         for member in self.members.values():
             if not await self.is_serving(member):
                 return False
@@ -111,8 +103,9 @@ class Fleet:
             if record is None:
                 return False
             lives.append(record.incarnation)
-        if not await probes.sees_workers(self.router.address, lives):
-            return False
+        for router in self.of(Role.ROUTER):
+            if not await probes.sees_workers(router.address, lives):
+                return False
         names = {member.name for member in self.of(Role.PREFILL)}
         pairs = [
             set(await probes.connected_prefill_workers(member.address))
@@ -146,7 +139,8 @@ class Fleet:
             await meddler.start()
             self.meddlers[name] = meddler
             public_port = meddler.port
-        member = Member(name, role, port, public_port)
+        clock = Clock(self.run_dir / f"{name}.clock") if CAN_STEP else None
+        member = Member(name, role, port, public_port, clock=clock)
         self.members[name] = member
         self._group.create_task(self._keep(member))
         if role is Role.REDIS:
@@ -163,15 +157,16 @@ class Fleet:
 
     def _spec(self, member: Member) -> ChildSpec:
         log = self.run_dir / f"{member.name}.log"
+        environ = {**self._environ, **(member.clock.environ if member.clock else {})}
         if member.role is Role.REDIS:
             arguments = server_arguments(self.run_dir, member.port, _REDIS_BYTES)
             command = (str(find_redis_server()), *arguments)
-            return ChildSpec(member.name, command, self._environ, log)
+            return ChildSpec(member.name, command, environ, log)
         redis = f"redis://{HOST}:{self.members['redis'].public_port}/0"
         command = (
             sys.executable,
             *("-m", member.role.module, "--name", member.name, "--port", str(member.port)),
             *("--advertise", f"{HOST}:{member.public_port}"),
         )
-        environ = {**self._environ, "BATON_MESH__REDIS_URL": redis, **member.environ}
+        environ["BATON_MESH__REDIS_URL"] = redis
         return ChildSpec(member.name, command, environ, log)

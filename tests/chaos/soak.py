@@ -16,6 +16,7 @@ import typer
 
 from baton.engine.simulated.spec import load_spec
 from baton.engine.simulated.tokens import answer
+from baton.local.roles import Role
 from baton.models import DEFAULT_MODEL
 from baton.telemetry.names import LOOP_STALL
 from bench.report import emit, note
@@ -30,6 +31,7 @@ _WARM_UP_SHARE = 0.2
 
 _SAMPLE_EVERY_S = 5.0
 _QUIET_LIMIT_S = 20.0
+_COUNTS = {Role.ADMISSION: 1, Role.ROUTER: 1, Role.PREFILL: 1, Role.DECODE: 2}
 _SIMULATED_PROMPTS = (32, 128, 512, 1024)
 _SIMULATED_ANSWER = 400
 
@@ -84,10 +86,9 @@ async def _soak(
             "BATON_ENGINE__KIND": engine,
             "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
         }
-        async with Fleet(run_dir, environ, prefill=1, decode=2) as fleet:
-            traffic = Traffic(
-                fleet.router.address, _questions(engine, seed), random.Random(seed), tally
-            )
+        async with Fleet(run_dir, environ, _COUNTS) as fleet:
+            addresses = [router.address for router in fleet.of(Role.ROUTER)]
+            traffic = Traffic(addresses, _questions(engine, seed), random.Random(seed), tally)
             traffic.start(streams)
             await _sample_for(seconds, fleet, growth, tally)
             await traffic.stop()

@@ -5,6 +5,7 @@ import enum
 import random
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,12 +64,12 @@ class Tally:
 
 
 class Traffic:
-    """`clients` closed loops against one router, between `start` and `stop`."""
+    """`clients` closed loops, each turn against any of the routers, between `start` and `stop`."""
 
     def __init__(
-        self, address: str, questions: list[Question], rng: random.Random, tally: Tally
+        self, addresses: list[str], questions: list[Question], rng: random.Random, tally: Tally
     ) -> None:
-        self._address = address
+        self._addresses = addresses
         self._questions = questions
         self._rng = rng
         self._tally = tally
@@ -85,18 +86,25 @@ class Traffic:
         self._stopping.set()
         await asyncio.gather(*self._loops)
 
-    async def ask_once(self, timeout_s: float) -> Ending:
-        """Asks one short question, for a probe that is not counted."""
-        async with grpc.aio.insecure_channel(self._address) as channel:
-            question = min(self._questions, key=lambda it: len(it.input_ids))
-            ending, _ = await _ask(channel, question, timeout_s, None, 0.0)
-            return ending
+    async def is_answered(self, timeout_s: float) -> bool:
+        """Tells whether each router answers a short question rightly; this is not counted."""
+        question = min(self._questions, key=lambda it: len(it.input_ids))
+        for address in self._addresses:
+            async with grpc.aio.insecure_channel(address) as channel:
+                ending, _ = await _ask(channel, question, timeout_s, None, 0.0)
+            if ending is not Ending.RIGHT:
+                return False
+        return True
 
     async def _client(self) -> None:
         rng = random.Random(self._rng.random())
-        async with grpc.aio.insecure_channel(self._address) as channel:
+        async with AsyncExitStack() as stack:
+            channels = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(address))
+                for address in self._addresses
+            ]
             while not self._stopping.is_set():
-                await self._turn(channel, rng)
+                await self._turn(rng.choice(channels), rng)
                 await asyncio.sleep(rng.expovariate(1 / _THINK_S))
 
     async def _turn(self, channel: grpc.aio.Channel, rng: random.Random) -> None:
