@@ -110,7 +110,7 @@ class AutoscaleController:
         sight_costs = self._costs(role)
         return PoolState(
             ready=len(workers),
-            starting=len(self._starts[pool]) + self._coming[pool],
+            starting=self._starting(pool),
             draining=sum(it.role is role and it.is_draining for it in seen.workers),
             queued_requests=sum(it.queued for it in workers),
             queued_tokens=sum(it.queued_tokens for it in workers),
@@ -120,6 +120,11 @@ class AutoscaleController:
             kv_tokens=min((it.kv_tokens for it in workers), default=0),
             costs=sight_costs,
         )
+
+    def _starting(self, pool: Pool) -> int:
+        # One whose start just ended joins later in the same moment and counts until then.
+        joining = self._mesh.roster.starting.count(_ROLES[pool])
+        return len(self._starts[pool]) + self._coming[pool] + joining
 
     def _busy(self, worker: WorkerState, now_s: float) -> float:
         before_s, busy_s = self._busy_s.get(worker.name, (worker.joined_s, 0.0))

@@ -161,6 +161,7 @@ class Engine(Protocol):
     async def start(self, transport: KvTransport) -> None:
         """Loads the model, allocates the pool, starts `transport` on it and warms up.
 
+        After `stop` it may be started again on another transport; the cache is empty then.
         Raises StartupError naming what is missing.
         """
         ...

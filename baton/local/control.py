@@ -59,6 +59,8 @@ class StackControl(orchestrator_pb2_grpc.OrchestratorServiceServicer):
             pool.workers.extend(map(_process, pools.workers(role)))
             if (start_s := pools.last_start_s(role)) is not None:
                 pool.last_start.FromNanoseconds(round(start_s * 1e9))
+            if (move_s := pools.last_move_s(role)) is not None:
+                pool.last_move.FromNanoseconds(round(move_s * 1e9))
         return response
 
     async def SetReplicas(  # noqa: N802
@@ -73,6 +75,16 @@ class StackControl(orchestrator_pb2_grpc.OrchestratorServiceServicer):
                 raise InvalidRequestError(f"at most {MAX_REPLICAS} workers", field="replicas")
             self._pools().set_replicas(role, request.replicas, request.victims)
         return orchestrator_pb2.SetReplicasResponse()
+
+    async def MoveWorkers(  # noqa: N802
+        self,
+        request: orchestrator_pb2.MoveWorkersRequest,
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> orchestrator_pb2.MoveWorkersResponse:
+        """Moves workers to the other pool."""
+        async with statuses(context):
+            self._pools().move(_role(request.to_pool), request.worker_ids)
+        return orchestrator_pb2.MoveWorkersResponse()
 
 
 def _role(pool: str) -> Role:

@@ -29,7 +29,8 @@ class Member:
 
     `lives` counts starts. `address` and `incarnation` are those of the current life, empty until
     it registered. `port` is what the next life binds, 0 for any. `problem` says what went wrong,
-    `start_s` how many seconds the last life took to get ready.
+    `start_s` how many seconds the last life took to get ready, `move_s` how many it took the worker
+    to come over from the other pool.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Member:
     is_restart_wanted: bool = False
     problem: str = ""
     start_s: float | None = None
+    move_s: float | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property

@@ -23,11 +23,16 @@ class PoolSize:
 
 @dataclass(frozen=True, slots=True)
 class Hands:
-    """What the pools do to the stack. `add` starts a worker, `retire` drains and forgets it."""
+    """What the pools do to the stack.
+
+    `add` starts a worker, `retire` drains and forgets it, `move` drains it and makes it a worker of
+    the other role under another name.
+    """
 
     members: Callable[[], Collection[Member]]
     add: Callable[[Role], object]
     retire: Callable[[Member], None]
+    move: Callable[[Member, Role], object]
 
 
 class WorkerPools:
@@ -58,6 +63,23 @@ class WorkerPools:
         live.sort(key=lambda it: (it.was_ready, order.get(it.name, len(order))))
         for member in live[: max(0, len(live) - replicas)]:
             self._hands.retire(member)
+
+    def move(self, to: Role, names: Sequence[str]) -> None:
+        """Moves ready workers of the other pool to a pool; returns at once.
+
+        Names of workers that are not there, or not ready, are left alone.
+        """
+        giver = to.other_pool
+        for member in self.workers(giver):
+            if member.name in names and member.is_ready and not member.stopping.is_set():
+                self.sizes[giver].replicas -= 1
+                self.sizes[to].replicas += 1
+                self._hands.move(member, to)
+
+    def last_move_s(self, role: Role) -> float | None:
+        """Returns how many seconds the newest worker took to come over; None before the first."""
+        moves = [it.move_s for it in self.workers(role) if it.move_s is not None]
+        return moves[-1] if moves else None
 
     def last_start_s(self, role: Role) -> float | None:
         """Returns how many seconds the newest worker took to get ready; None before the first."""

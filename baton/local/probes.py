@@ -1,6 +1,7 @@
 """Asks processes of the stack whether they are ready, from outside as anybody could."""
 
 import asyncio
+import logging
 import socket
 from collections.abc import Collection
 
@@ -12,7 +13,16 @@ from baton.rpc.channels import open_channel
 from baton.state import keys
 from baton.state.connect import REDIS_ERRORS
 from baton.state.records import WorkerRecord, decode_record
-from baton.v1 import decode_pb2, decode_pb2_grpc, router_pb2, router_pb2_grpc
+from baton.v1 import (
+    decode_pb2,
+    decode_pb2_grpc,
+    router_pb2,
+    router_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+
+logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 2.0
 
@@ -99,6 +109,20 @@ async def connected_prefill_workers(decode: str) -> Collection[str]:
         except grpc.aio.AioRpcError:
             return ()
     return tuple(state.connected_prefill_workers)
+
+
+async def change_role(address: str, role: str, worker_id: str) -> bool:
+    """Asks a worker to change its role; tells whether it will."""
+    async with open_channel(address) as channel:
+        request = worker_pb2.ChangeRoleRequest(role=role, worker_id=worker_id)
+        try:
+            await worker_pb2_grpc.WorkerServiceStub(channel).ChangeRole(
+                request, timeout=PROBE_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            logger.info("worker keeps its role address=%s: %s", address, error.details())
+            return False
+    return True
 
 
 async def poll_pause() -> None:

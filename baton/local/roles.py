@@ -23,6 +23,11 @@ class Role(enum.StrEnum):
         return self in (Role.PREFILL, Role.DECODE)
 
     @property
+    def other_pool(self) -> "Role":
+        """The other role of a worker."""
+        return Role.DECODE if self is Role.PREFILL else Role.PREFILL
+
+    @property
     def module(self) -> str:
         """The module to run; a name only, for `baton` never imports services."""
         return f"services.{self.value}.main"

@@ -110,7 +110,7 @@ class Stack:
         )
         self._supervisor = Supervisor(self.options, self._shared, self._observe)
         self._tasks = await self._exit.enter_async_context(asyncio.TaskGroup())
-        hands = Hands(lambda: self.members, self._add_worker, self._retire)
+        hands = Hands(lambda: self.members, self._add_worker, self._retire, self._begin_move)
         self._pools = WorkerPools(hands, dict(plan.workers))
         try:
             await self._start(redis_port)
@@ -175,6 +175,13 @@ class Stack:
         size.replicas = max(0, size.replicas - 1)
         await self._end(member)
 
+    async def move_worker(self, name: str) -> str:
+        """Makes a worker one of the other role; returns its new name when the mesh has it."""
+        member = self._members[name]
+        self._pools.move(member.role.other_pool, [name])
+        await self.wait_ready()
+        return member.name
+
     async def wait_ready(self) -> None:
         """Returns when the mesh is whole: all ready, all seen by the router, all pairs proven.
 
@@ -237,8 +244,18 @@ class Stack:
 
     def _add_worker(self, role: Role) -> Member:
         """Starts a worker. Names are never used twice: another life is another worker."""
+        return self._add(role, self._new_name(role))
+
+    def _new_name(self, role: Role) -> str:
         number, self._named[role] = self._named[role], self._named[role] + 1
-        return self._add(role, f"{role.value}-{number}")
+        return f"{role.value}-{number}"
+
+    def _begin_move(self, member: Member, to: Role) -> None:
+        """Renames a worker at once; it drains and comes back in its new role meanwhile."""
+        del self._members[member.name]
+        member.name, member.role = self._new_name(to), to
+        self._members[member.name] = member
+        self._tasks.create_task(self._supervisor.move_role(member))
 
     def _add(self, role: Role, name: str, port: int = 0) -> Member:
         member = Member(name, role, port)

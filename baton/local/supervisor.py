@@ -80,6 +80,27 @@ class Supervisor:
             why = f"did not stop in {grace_s:g} s and was killed"
             self.move(member, MemberState.STOPPING, why)
 
+    async def move_role(self, member: Member) -> None:
+        """Has a worker take on the role and name that its member has by now.
+
+        The process goes on with its model; one that cannot is started again in the new role.
+        """
+        child, address, began_s = member.child, member.address, time.time()
+        assert child is not None
+        member.address = member.incarnation = ""
+        member.start_s = None
+        self.move(member, MemberState.STARTING, f"becomes {member.name}")
+        if not await probes.change_role(address, member.role.value, member.name):
+            member.is_restart_wanted = True
+            await child.stop(self._options.stop_grace_s)
+        while not await self._is_ready(member, began_s):
+            if member.stopping.is_set() or member.state is MemberState.FAILED:
+                return
+            await probes.poll_pause()
+        member.move_s = time.time() - began_s
+        if member.state is MemberState.STARTING:
+            self.move(member, MemberState.READY)
+
     def move(self, member: Member, state: MemberState, detail: str = "") -> None:
         """Puts the member into another state and tells."""
         member.state = state
@@ -126,7 +147,7 @@ class Supervisor:
     async def _until_ready(self, member: Member, child: Child) -> None:
         try:
             async with asyncio.timeout(self._options.ready_timeout_s):
-                while not await self._is_ready(member, child):
+                while not await self._is_ready(member, child.started_at_s):
                     await probes.poll_pause()
         except TimeoutError:
             member.problem = f"was not ready within {self._options.ready_timeout_s:g} s"
@@ -136,14 +157,14 @@ class Supervisor:
         member.start_s = time.time() - child.started_at_s
         self.move(member, MemberState.READY)
 
-    async def _is_ready(self, member: Member, child: Child) -> bool:
+    async def _is_ready(self, member: Member, since_s: float) -> bool:
         if member.role is Role.REDIS:
             member.address = f"{HOST}:{member.port}"
-            return await probes.redis_answers(self._shared.redis, child.pid)
+            return await probes.redis_answers(self._shared.redis, member.pid or 0)
         if member.role is Role.GATEWAY:
             member.address = f"{self._shared.plan.gateway_host}:{member.port}"
             return await probes.http_answers(member.address, "/livez")
-        record = await probes.find_record(self._shared.redis, member.name, child.started_at_s)
+        record = await probes.find_record(self._shared.redis, member.name, since_s)
         if record is None:
             return False
         member.address, member.incarnation = record.address, record.incarnation

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -47,6 +47,9 @@ class Telemetry:
     tracer: Tracer
     meter: Meter
     _shutdown: Callable[[], None]
+    _readings: dict[str, Callable[[], Iterable[tuple[float, Attributes]]]] = field(
+        default_factory=dict
+    )
 
     @contextmanager
     def span(
@@ -102,10 +105,15 @@ class Telemetry:
         return self.meter.create_counter(metric.name, metric.unit, metric.meaning)
 
     def gauge(self, metric: Metric, read: Callable[[], Iterable[tuple[float, Attributes]]]) -> None:
-        """Observes what `read` returns (value and attributes) at each export."""
+        """Observes what `read` returns (value and attributes) at each export.
+
+        A second gauge of the name takes the first one's place.
+        """
+        self._readings[metric.name] = read
 
         def observe(_: CallbackOptions) -> Iterable[Observation]:
-            return [Observation(value, dict(attributes)) for value, attributes in read()]
+            readings = self._readings[metric.name]()
+            return [Observation(value, dict(attributes)) for value, attributes in readings]
 
         self.meter.create_observable_gauge(metric.name, [observe], metric.unit, metric.meaning)
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x61ton/v1/orchestrator.proto\x12\x08\x62\x61ton.v1\x1a\x1egoogle/protobuf/duration.proto\"\x11\n\x0fGetPoolsRequest\"7\n\x10GetPoolsResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.baton.v1.WorkerPool\"\x85\x01\n\nWorkerPool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12(\n\x07workers\x18\x03 \x03(\x0b\x32\x17.baton.v1.WorkerProcess\x12-\n\nlast_start\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\rWorkerProcess\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\"E\n\x12SetReplicasRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0f\n\x07victims\x18\x03 \x03(\t\"\x15\n\x13SetReplicasResponse2\xa4\x01\n\x13OrchestratorService\x12\x41\n\x08GetPools\x12\x19.baton.v1.GetPoolsRequest\x1a\x1a.baton.v1.GetPoolsResponse\x12J\n\x0bSetReplicas\x12\x1c.baton.v1.SetReplicasRequest\x1a\x1d.baton.v1.SetReplicasResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x62\x61ton/v1/orchestrator.proto\x12\x08\x62\x61ton.v1\x1a\x1egoogle/protobuf/duration.proto\"\x11\n\x0fGetPoolsRequest\"7\n\x10GetPoolsResponse\x12#\n\x05pools\x18\x01 \x03(\x0b\x32\x14.baton.v1.WorkerPool\"\xb3\x01\n\nWorkerPool\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12(\n\x07workers\x18\x03 \x03(\x0b\x32\x17.baton.v1.WorkerProcess\x12-\n\nlast_start\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\tlast_move\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\"B\n\rWorkerProcess\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\"E\n\x12SetReplicasRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12\x10\n\x08replicas\x18\x02 \x01(\r\x12\x0f\n\x07victims\x18\x03 \x03(\t\"\x15\n\x13SetReplicasResponse\"9\n\x12MoveWorkersRequest\x12\x0f\n\x07to_pool\x18\x01 \x01(\t\x12\x12\n\nworker_ids\x18\x02 \x03(\t\"\x15\n\x13MoveWorkersResponse2\xf0\x01\n\x13OrchestratorService\x12\x41\n\x08GetPools\x12\x19.baton.v1.GetPoolsRequest\x1a\x1a.baton.v1.GetPoolsResponse\x12J\n\x0bSetReplicas\x12\x1c.baton.v1.SetReplicasRequest\x1a\x1d.baton.v1.SetReplicasResponse\x12J\n\x0bMoveWorkers\x12\x1c.baton.v1.MoveWorkersRequest\x1a\x1d.baton.v1.MoveWorkersResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,13 +37,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETPOOLSRESPONSE']._serialized_start=92
   _globals['_GETPOOLSRESPONSE']._serialized_end=147
   _globals['_WORKERPOOL']._serialized_start=150
-  _globals['_WORKERPOOL']._serialized_end=283
-  _globals['_WORKERPROCESS']._serialized_start=285
-  _globals['_WORKERPROCESS']._serialized_end=351
-  _globals['_SETREPLICASREQUEST']._serialized_start=353
-  _globals['_SETREPLICASREQUEST']._serialized_end=422
-  _globals['_SETREPLICASRESPONSE']._serialized_start=424
-  _globals['_SETREPLICASRESPONSE']._serialized_end=445
-  _globals['_ORCHESTRATORSERVICE']._serialized_start=448
-  _globals['_ORCHESTRATORSERVICE']._serialized_end=612
+  _globals['_WORKERPOOL']._serialized_end=329
+  _globals['_WORKERPROCESS']._serialized_start=331
+  _globals['_WORKERPROCESS']._serialized_end=397
+  _globals['_SETREPLICASREQUEST']._serialized_start=399
+  _globals['_SETREPLICASREQUEST']._serialized_end=468
+  _globals['_SETREPLICASRESPONSE']._serialized_start=470
+  _globals['_SETREPLICASRESPONSE']._serialized_end=491
+  _globals['_MOVEWORKERSREQUEST']._serialized_start=493
+  _globals['_MOVEWORKERSREQUEST']._serialized_end=550
+  _globals['_MOVEWORKERSRESPONSE']._serialized_start=552
+  _globals['_MOVEWORKERSRESPONSE']._serialized_end=573
+  _globals['_ORCHESTRATORSERVICE']._serialized_start=576
+  _globals['_ORCHESTRATORSERVICE']._serialized_end=816
 # @@protoc_insertion_point(module_scope)

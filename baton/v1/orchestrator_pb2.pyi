@@ -72,6 +72,7 @@ class WorkerPool(_message.Message):
     REPLICAS_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     LAST_START_FIELD_NUMBER: _builtins.int
+    LAST_MOVE_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """Its name: prefill or decode."""
     replicas: _builtins.int
@@ -84,6 +85,10 @@ class WorkerPool(_message.Message):
     def last_start(self) -> _duration_pb2.Duration:
         """How long the last worker took from its start until it was ready; unset before the first."""
 
+    @_builtins.property
+    def last_move(self) -> _duration_pb2.Duration:
+        """How long the last worker that came from the other pool took to get ready; unset before."""
+
     def __init__(
         self,
         *,
@@ -91,10 +96,11 @@ class WorkerPool(_message.Message):
         replicas: _builtins.int = ...,
         workers: _abc.Iterable[Global___WorkerProcess] | None = ...,
         last_start: _duration_pb2.Duration | None = ...,
+        last_move: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_start", b"last_start"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_move", b"last_move", "last_start", b"last_start"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_start", b"last_start", "pool", b"pool", "replicas", b"replicas", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_move", b"last_move", "last_start", b"last_start", "pool", b"pool", "replicas", b"replicas", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -178,3 +184,48 @@ class SetReplicasResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetReplicasResponse: _TypeAlias = SetReplicasResponse  # noqa: Y015
+
+@_typing.final
+class MoveWorkersRequest(_message.Message):
+    """Names workers to move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_POOL_FIELD_NUMBER: _builtins.int
+    WORKER_IDS_FIELD_NUMBER: _builtins.int
+    to_pool: _builtins.str
+    """The pool that gains them: prefill or decode."""
+    @_builtins.property
+    def worker_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The workers."""
+
+    def __init__(
+        self,
+        *,
+        to_pool: _builtins.str = ...,
+        worker_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["to_pool", b"to_pool", "worker_ids", b"worker_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveWorkersRequest: _TypeAlias = MoveWorkersRequest  # noqa: Y015
+
+@_typing.final
+class MoveWorkersResponse(_message.Message):
+    """The workers are on their way."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveWorkersResponse: _TypeAlias = MoveWorkersResponse  # noqa: Y015

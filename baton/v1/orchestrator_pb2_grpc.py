@@ -45,6 +45,11 @@ class OrchestratorServiceStub:
                 request_serializer=baton_dot_v1_dot_orchestrator__pb2.SetReplicasRequest.SerializeToString,
                 response_deserializer=baton_dot_v1_dot_orchestrator__pb2.SetReplicasResponse.FromString,
                 _registered_method=True)
+        self.MoveWorkers = channel.unary_unary(
+                '/baton.v1.OrchestratorService/MoveWorkers',
+                request_serializer=baton_dot_v1_dot_orchestrator__pb2.MoveWorkersRequest.SerializeToString,
+                response_deserializer=baton_dot_v1_dot_orchestrator__pb2.MoveWorkersResponse.FromString,
+                _registered_method=True)
 
 
 class OrchestratorServiceServicer:
@@ -66,6 +71,14 @@ class OrchestratorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveWorkers(self, request, context):
+        """Moves ready workers to the other pool; returns before they are there. Both sizes change with
+        them. They get new names, so asking again for the same ones changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrchestratorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +91,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.SetReplicas,
                     request_deserializer=baton_dot_v1_dot_orchestrator__pb2.SetReplicasRequest.FromString,
                     response_serializer=baton_dot_v1_dot_orchestrator__pb2.SetReplicasResponse.SerializeToString,
+            ),
+            'MoveWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveWorkers,
+                    request_deserializer=baton_dot_v1_dot_orchestrator__pb2.MoveWorkersRequest.FromString,
+                    response_serializer=baton_dot_v1_dot_orchestrator__pb2.MoveWorkersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +153,33 @@ class OrchestratorService:
             '/baton.v1.OrchestratorService/SetReplicas',
             baton_dot_v1_dot_orchestrator__pb2.SetReplicasRequest.SerializeToString,
             baton_dot_v1_dot_orchestrator__pb2.SetReplicasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.OrchestratorService/MoveWorkers',
+            baton_dot_v1_dot_orchestrator__pb2.MoveWorkersRequest.SerializeToString,
+            baton_dot_v1_dot_orchestrator__pb2.MoveWorkersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,10 @@ class OrchestratorServiceStub:
     """Sets how many workers a pool is to have; returns before they are there. Asking for the same
     size again changes nothing but that workers which failed are replaced.
     """
+    MoveWorkers: _grpc.UnaryUnaryMultiCallable[_orchestrator_pb2.MoveWorkersRequest, _orchestrator_pb2.MoveWorkersResponse]
+    """Moves ready workers to the other pool; returns before they are there. Both sizes change with
+    them. They get new names, so asking again for the same ones changes nothing.
+    """
 
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
@@ -52,6 +56,10 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     SetReplicas: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.SetReplicasRequest, _orchestrator_pb2.SetReplicasResponse]  # type: ignore[assignment]
     """Sets how many workers a pool is to have; returns before they are there. Asking for the same
     size again changes nothing but that workers which failed are replaced.
+    """
+    MoveWorkers: _aio.UnaryUnaryMultiCallable[_orchestrator_pb2.MoveWorkersRequest, _orchestrator_pb2.MoveWorkersResponse]  # type: ignore[assignment]
+    """Moves ready workers to the other pool; returns before they are there. Both sizes change with
+    them. They get new names, so asking again for the same ones changes nothing.
     """
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -73,6 +81,16 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_orchestrator_pb2.SetReplicasResponse, _abc.Awaitable[_orchestrator_pb2.SetReplicasResponse]]:
         """Sets how many workers a pool is to have; returns before they are there. Asking for the same
         size again changes nothing but that workers which failed are replaced.
+        """
+
+    @_abc_1.abstractmethod
+    def MoveWorkers(
+        self,
+        request: _orchestrator_pb2.MoveWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_pb2.MoveWorkersResponse, _abc.Awaitable[_orchestrator_pb2.MoveWorkersResponse]]:
+        """Moves ready workers to the other pool; returns before they are there. Both sizes change with
+        them. They get new names, so asking again for the same ones changes nothing.
         """
 
 def add_OrchestratorServiceServicer_to_server(servicer: OrchestratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,6 +29,8 @@ from baton.worker.costs import CostBook
 from baton.worker.figures import Figures
 from baton.worker.gate import WorkGate
 from baton.worker.parts import RoleService, WorkerParts
+from baton.worker.role_change import SERVICE as WORKER_SERVICE
+from baton.worker.role_change import RoleChange, RoleDesk
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class WorkerIdentity:
 
 
 class WorkerHost:
-    """Runs one role's service on one engine. Use `run` once."""
+    """Runs one role's service on one engine: one life of a worker. Use `run` once."""
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class WorkerHost:
         self._figures = Figures(engine, self._gate, self._costs, transport)
         self._started_at_s = time.time()
         self._address = self._listening = ""
+        self._desk = RoleDesk(identity.role, _fixed_because(config))
         self.is_ready = asyncio.Event()
 
     @property
@@ -86,15 +89,22 @@ class WorkerHost:
         """host:port where the server listens, once it does."""
         return self._listening
 
+    @property
+    def next_life(self) -> RoleChange | None:
+        """What the worker was asked to become, after `run`."""
+        return self._desk.wish
+
     async def run(self, redis: Redis, stop: asyncio.Event) -> None:
-        """Serves until `stop` is set, then drains and stops.
+        """Serves until `stop` is set or another role is asked for, then drains and stops.
 
         Raises StartupError and RegistrationError when the worker cannot join the fleet.
         """
         fleet = self._make_fleet(redis)
         service = self._build_service(self._parts(fleet))
-        server = ServiceServer(self._identity.host, self._identity.port, service.names)
+        names = (*service.names, WORKER_SERVICE)
+        server = ServiceServer(self._identity.host, self._identity.port, names)
         service.add_to(server.grpc)
+        self._desk.add_to(server.grpc)
         await server.start()
         self._listening = server.address
         self._address = server.advertised(self._identity.advertise)
@@ -133,7 +143,7 @@ class WorkerHost:
                 await stack.enter_async_context(running(self._supervise(server, service)))
                 self.is_ready.set()
                 self._log_ready()
-                await _first_of(stop, registration)
+                await _first_of(stop, registration, self._desk)
                 await self._drain(server)
         await known_costs.exchange()
         await _remove(events)
@@ -241,9 +251,17 @@ async def _remove(events: KvEventPublisher) -> None:
         logger.info("cache keys left to run out: %s", error)
 
 
-async def _first_of(stop: asyncio.Event, registration: Registration) -> None:
-    """Returns when the process was told to stop, or another one took its place."""
+def _fixed_because(config: Config) -> str:
+    """Returns why a worker cannot change its role; empty if it can."""
+    if config.engine.kind == "sglang":
+        return "SGLang has its role from its start: restart the worker in the other one"
+    return ""
+
+
+async def _first_of(stop: asyncio.Event, registration: Registration, desk: RoleDesk) -> None:
+    """Returns when the process was told to stop, another took its place, or it changes roles."""
     waits = {
+        asyncio.ensure_future(desk.wait_asked()),
         asyncio.ensure_future(stop.wait()),
         asyncio.ensure_future(registration.wait_lost()),
     }

@@ -19,7 +19,7 @@ async def advise(around: Surroundings, orchestrator: Orchestrator, pacing: Pacin
     """Prints a line per pool and look until told to stop."""
     fleet = FleetView(around.redis)
     observer = Observer(fleet, TrafficReader(around.redis), orchestrator)
-    policy = make_policy(around.config, pacing)
+    policy = make_policy(around.config, pacing, flips=orchestrator.moves)
     try:
         async with running(fleet.run()):
             await fleet.wait_synced()

@@ -43,7 +43,7 @@ class Pacing:
     """
 
     interval_s: float = 5.0
-    hold_s: float = 60.0
+    hold_s: float = 90.0
     learn_s: float = 900.0
     start_s: float = 30.0
     burst_memory_s: float = MEMORY_S
@@ -59,8 +59,8 @@ class AutoscalerApp:
     scaler: Scaler
 
 
-def make_policy(config: Config, pacing: Pacing) -> ScalingPolicy:
-    """Returns the configured policy."""
+def make_policy(config: Config, pacing: Pacing, *, flips: bool = False) -> ScalingPolicy:
+    """Returns the configured policy. `flips` says whether workers can change their role."""
     pools = config.autoscale
     prefill, decode = (
         Bounds(pool.min_replicas, pool.max_replicas) for pool in (pools.prefill, pools.decode)
@@ -94,7 +94,7 @@ def make_policy(config: Config, pacing: Pacing) -> ScalingPolicy:
             learn_s=pacing.learn_s,
             start_s=pacing.start_s,
             burst_memory_s=pacing.burst_memory_s,
-            flips=False,
+            flips=flips,
         )
     )
 
@@ -119,7 +119,7 @@ async def running_autoscaler(
     observer = Observer(fleet, TrafficReader(redis), orchestrator)
     scaler = Scaler(
         observer,
-        make_policy(config, pacing),
+        make_policy(config, pacing, flips=orchestrator.moves),
         orchestrator,
         Leadership(redis, f"{name}/{incarnation}"),
         overrides,

@@ -4,9 +4,13 @@ Capacity for them has to be there already. How much is a question of how many re
 their limits: the policy keeps what was needed at a share `cover` of the moments at which requests
 came lately, and the share follows the error budget. More misses than the target allows raise it,
 fewer lower it.
+
+While it is calm, the capacity only has to hold what comes first, until cold starts can help: the
+same share of the moments with which earlier calms ended.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,13 +20,23 @@ TARGET = 0.98
 
 MOST_COVER = 0.99
 START_COVER = 0.95
-ADAPT_REQUESTS = 1000.0
+ADAPT_REQUESTS = 10_000.0
 """How many requests that all missed would raise the cover from nothing to everything."""
+
+CALM_S = 30.0
+"""It is calm after so long without a moment that was loud."""
+
+LOUD = 0.25
+"""A moment is loud from this share of the covered rate on."""
+
+FEWEST_ONSETS = 3
+"""So many calms have to have ended within memory before their ends are believed."""
 
 
 class _Moment(NamedTuple):
     at_s: float
     rate: float
+    is_onset: bool
 
 
 @dataclass(slots=True)
@@ -32,14 +46,23 @@ class Bursts:
     memory_s: float = MEMORY_S
     target: float = TARGET
     cover: float = START_COVER
+    is_calm: bool = False
     _moments: deque[_Moment] = field(default_factory=deque)
+    _onsets: deque[float] = field(default_factory=deque)
+    _loud_s: float = 0.0
 
-    def add(self, now_s: float, rate: float) -> None:
-        """Takes in the rate of now; moments without requests need nothing and do not count."""
+    def add(self, now_s: float, rate: float, start_s: float) -> None:
+        """Takes in the rate of now; moments without requests need nothing and do not count.
+
+        `start_s` is how long a cold start takes: so long do the ends of calms last.
+        """
+        self._listen(now_s, rate)
         if rate > 0:
-            self._moments.append(_Moment(now_s, rate))
-        while self._moments and self._moments[0].at_s < now_s - self.memory_s:
-            self._moments.popleft()
+            is_onset = bool(self._onsets) and now_s <= self._onsets[-1] + start_s
+            self._moments.append(_Moment(now_s, rate, is_onset))
+        for remembered in (self._moments, self._onsets):
+            while remembered and _time(remembered[0]) < now_s - self.memory_s:
+                remembered.popleft()
 
     def learn(self, ended: int, met: int) -> None:
         """Takes in how many more requests ended, and how many of them met their limits."""
@@ -48,8 +71,24 @@ class Bursts:
         self.cover = max(0.0, min(MOST_COVER, self.cover))
 
     def rate(self) -> float:
-        """Returns the rate that covers the share `cover` of the moments; 0 without any."""
-        if not self._moments:
+        """Returns the rate that covers the share `cover` of what may come now; 0 if unknown."""
+        if self.is_calm and len(self._onsets) >= FEWEST_ONSETS:
+            return self._covered([it.rate for it in self._moments if it.is_onset])
+        return self._covered([it.rate for it in self._moments])
+
+    def _listen(self, now_s: float, rate: float) -> None:
+        if rate > 0 and rate >= LOUD * self._covered([it.rate for it in self._moments]):
+            if self.is_calm:
+                self._onsets.append(now_s)
+            self._loud_s, self.is_calm = now_s, False
+        elif now_s - self._loud_s >= CALM_S:
+            self.is_calm = True
+
+    def _covered(self, rates: Sequence[float]) -> float:
+        if not rates:
             return 0.0
-        rates = sorted(moment.rate for moment in self._moments)
-        return rates[min(len(rates) - 1, int(self.cover * len(rates)))]
+        return sorted(rates)[min(len(rates) - 1, int(self.cover * len(rates)))]
+
+
+def _time(remembered: "_Moment | float") -> float:
+    return remembered.at_s if isinstance(remembered, _Moment) else remembered

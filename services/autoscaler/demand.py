@@ -59,7 +59,7 @@ class DemandForecast:
     _last_s: float = 0.0
     _before: float = 0.0
 
-    def look(self, now_s: float, traffic: Traffic) -> None:
+    def look(self, now_s: float, traffic: Traffic, start_s: float) -> None:
         """Takes in the counters; the first look only sets the start."""
         last, elapsed_s = self._last, now_s - self._last_s
         if last is not None and elapsed_s <= 0:
@@ -72,7 +72,7 @@ class DemandForecast:
         finished = traffic.finished - last.finished
         rate = remote / elapsed_s
         # Over two looks, since a burst may begin in the midst of one.
-        self.bursts.add(now_s, (rate + self._before) / 2)
+        self.bursts.add(now_s, (rate + self._before) / 2, start_s)
         self.bursts.learn(traffic.ended - last.ended, traffic.met - last.met)
         self._before = rate
         self._remote.update(remote / elapsed_s, elapsed_s)

@@ -62,7 +62,7 @@ def serve(
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between two looks.")] = 5.0,
     hold: Annotated[
         float, typer.Option(min=0, help="Seconds that a pool keeps the size it needed last.")
-    ] = 60.0,
+    ] = 90.0,
     learn: Annotated[
         float, typer.Option(min=0, help="Seconds after its start without making a pool smaller.")
     ] = 900.0,

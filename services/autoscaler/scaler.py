@@ -118,7 +118,7 @@ class Scaler:
         prefill, decode = (
             self._adjusted(now_s, pool, decision.target(pool), overrides) for pool in Pool
         )
-        decision = Decision(prefill, decode)
+        decision = _with(decision, prefill, decode)
         self.last = Look(now_s, fleet, decision, overrides)
         self._metrics.looked(self.last, self._observer.replicas)
         return self.last
@@ -137,25 +137,33 @@ class Scaler:
     # --- acting
 
     async def _act(self, look: Look) -> None:
+        moved = await self._move(look.decision)
         for pool in Pool:
             target = look.decision.target(pool)
             known, memory = self._observer.replicas[pool], self._memory[pool]
-            if target.replicas == known.wanted and not self._retries(look.at_s, pool):
+            wanted = known.wanted + moved[pool]
+            if target.replicas == wanted and not self._retries(look.at_s, pool):
                 memory.asked = target.replicas
                 continue
-            if target.replicas > known.wanted and known.failed and look.at_s < memory.retry_at_s:
+            if target.replicas > wanted and known.failed and look.at_s < memory.retry_at_s:
+                memory.asked = wanted
                 continue
-            logger.info(
-                "scale pool=%s from=%d to=%d reason=%s %s",
-                pool.value,
-                known.wanted,
-                target.replicas,
-                target.reason.value,
-                " ".join(f"{name}={value:.4g}" for name, value in target.numbers.items()),
-            )
+            _log_scaling(pool, wanted, target)
             await self.orchestrator.scale(pool, target.replicas, self._observer.idlest(pool))
             self._metrics.acted(pool, target)
             memory.asked = target.replicas
+
+    async def _move(self, decision: Decision) -> Mapping[Pool, int]:
+        """Has workers change their role; returns by how many that changed each pool."""
+        to, count = decision.flip_to, decision.flips
+        if not count:
+            return dict.fromkeys(Pool, 0)
+        workers = self._observer.idlest(to.other)[:count]
+        logger.info("move workers=%s to=%s", ",".join(workers), to.value)
+        await self.orchestrator.move(to, workers)
+        for pool in Pool:
+            self._metrics.acted(pool, decision.target(pool))
+        return {to: len(workers), to.other: -len(workers)}
 
     def _retries(self, now_s: float, pool: Pool) -> bool:
         """Tells whether it is time to ask again for workers that failed; waits longer each time."""
@@ -205,3 +213,22 @@ class Scaler:
             logger.warning("autoscaler: %s", problem)
             self.problems.appendleft(problem)
         self._metrics.failed()
+
+
+def _with(decision: Decision, prefill: PoolTarget, decode: PoolTarget) -> Decision:
+    """Returns the decision with these targets; roles change only where both stand as decided."""
+    if (prefill, decode) == (decision.prefill, decision.decode):
+        return decision
+    return Decision(prefill, decode)
+
+
+def _log_scaling(pool: Pool, wanted: int, target: PoolTarget) -> None:
+    numbers = " ".join(f"{name}={value:.4g}" for name, value in target.numbers.items())
+    logger.info(
+        "scale pool=%s from=%d to=%d reason=%s %s",
+        pool.value,
+        wanted,
+        target.replicas,
+        target.reason.value,
+        numbers,
+    )

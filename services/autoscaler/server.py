@@ -50,6 +50,7 @@ class AutoscalerServer(autoscaler_pb2_grpc.AutoscalerServiceServicer):
         if (look := scaler.last) is not None:
             age_s = self._clock() - look.at_s
             response.decision_age.FromNanoseconds(round(age_s * 1e9))
+            response.flips = look.decision.flips
             response.pools.extend(self._status(pool, look) for pool in Pool)
         return response
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from services.autoscaler.bursts import MEMORY_S, Bursts
 from services.autoscaler.demand import DemandForecast, Load
 from services.autoscaler.sizing import (
+    KV_MARGIN,
     SLO_MARGIN,
     Slo,
     backlog_workers,
@@ -45,7 +46,7 @@ class SloSettings:
     prefill: Bounds
     decode: Bounds
     budget: int
-    hold_s: float = 60.0
+    hold_s: float = 90.0
     learn_s: float = 900.0
     burst_memory_s: float = MEMORY_S
     cancel_after_s: float = 20.0
@@ -116,7 +117,7 @@ class SloPolicy:
         if not fleet.is_fresh:
             return Decision(self._stale(Pool.PREFILL, fleet), self._stale(Pool.DECODE, fleet))
         self._first_s = min(self._first_s, now_s)
-        self._demand.look(now_s, fleet.traffic)
+        self._demand.look(now_s, fleet.traffic, self.settings.start_s)
         load = self._demand.ahead(self.settings.start_s)
         needs = self._within_budget(
             {
@@ -188,10 +189,11 @@ class SloPolicy:
     def _decode_need(self, fleet: FleetState, load: Load) -> Need:
         pool = fleet.decode
         forecast = decode_workers(load, pool.costs, self.settings.slo, pool.kv_tokens)
-        # Sequences that wait for KV blocks need as many workers as hold them beside the rest.
+        # Sequences that wait for KV blocks need as many workers as hold them beside the rest. What
+        # waits while blocks are free waits for its prompt's turn.
         held = max(1.0, pool.running_requests / max(1, pool.ready))
         backlog = pool.ready
-        if pool.queued_requests > pool.ready:
+        if pool.queued_requests > pool.ready and pool.kv_used_share >= KV_MARGIN:
             backlog += math.ceil(pool.queued_requests / held)
         numbers = {
             "output_per_s": load.output_per_s,
@@ -302,7 +304,8 @@ class SloPolicy:
         if target.replicas > state.ready:
             return 0
         recent = self._needs[pool].most(now_s - self.settings.cancel_after_s)
-        return max(0, state.ready - max(safe_size(pool, state, recent), 1))
+        least = self.settings.bounds(pool).minimum
+        return max(0, state.ready - max(safe_size(pool, state, recent), least))
 
 
 def safe_size(pool: Pool, state: PoolState, wished: int) -> int:

@@ -15,7 +15,8 @@ class DayTrace:
     """Requests at `mean_per_s` on average, between 0.2 and 1.8 times that over `day_s` seconds.
 
     `spikes` times a day, at random, the load is `spike_factor` as high for `spike_s` seconds.
-    Prompts have 64 to about 8,000 tokens, log-normally around 1,500; answers 16 to 256.
+    Prompts have 64 to about eight times `prompt_tokens`, log-normally around it; answers 16 to
+    256.
     """
 
     mean_per_s: float = 2.0
@@ -23,6 +24,7 @@ class DayTrace:
     spikes: int = 4
     spike_s: float = 60.0
     spike_factor: float = 2.5
+    prompt_tokens: int = 1000
     block_tokens: int = BLOCK_TOKENS
 
     @property
@@ -38,7 +40,8 @@ class DayTrace:
         at_s = 0.0
         while (at_s := at_s + rng.expovariate(most_per_s)) < self.day_s:
             if rng.random() * most_per_s < self._per_s(at_s, spikes):
-                prompt = min(8000, 64 + int(rng.lognormvariate(7.0, 0.7)))
+                length = rng.lognormvariate(math.log(self.prompt_tokens), 0.7)
+                prompt = 64 + min(8 * self.prompt_tokens, int(length))
                 yield SimRequest(at_s / rate, prompt, rng.randint(16, 256))
 
     def _per_s(self, at_s: float, spikes: list[float]) -> float:

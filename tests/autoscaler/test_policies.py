@@ -83,6 +83,16 @@ def test_backlog_adds_as_many_as_it_needs_at_once() -> None:
     assert target.replicas >= 4
 
 
+@pytest.mark.parametrize(("kv_used", "replicas"), [(0.3, 1), (0.9, 4)])
+def test_waiting_for_blocks_adds_decode_workers_and_waiting_for_a_turn_does_not(
+    kv_used: float, replicas: int
+) -> None:
+    state = PoolState(
+        ready=1, queued_requests=24, running_requests=8, kv_used_share=kv_used, costs=COSTS
+    )
+    assert slo_policy().decide(0.0, fleet(decode=state)).decode.replicas == replicas
+
+
 def test_backlog_that_is_over_before_a_start_adds_nobody() -> None:
     state = PoolState(ready=2, queued_requests=10, queued_tokens=15_000, costs=COSTS)
     assert slo_policy().decide(0.0, fleet(prefill=state)).prefill.replicas == 2

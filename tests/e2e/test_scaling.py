@@ -103,6 +103,25 @@ async def test_scale_down_and_rolling_restart_lose_nothing(tmp_path: Path) -> No
     assert names == {"decode-1", "decode-2", "prefill-1", "prefill-2"}
 
 
+async def test_workers_change_roles_under_load_and_lose_nothing(tmp_path: Path) -> None:
+    async with Stack(options(tmp_path, 2, 2)) as stack, loaded(stack) as load:
+        await eventually(lambda: load.done > 8, timeout_s=60)
+        processes = dict(stack.processes)
+        assert await stack.move_worker("decode-0") == "prefill-2"
+        assert await stack.move_worker("prefill-0") == "decode-2"
+        assert stack.processes["prefill-2"] == processes["decode-0"]
+        assert stack.processes["decode-2"] == processes["prefill-0"]
+        after = load.done
+        await eventually(lambda: load.done > after + 8, timeout_s=60)
+        # Whoever changed its role works like any other, and may end or change back.
+        await stack.remove_worker("decode-1")
+        await stack.move_worker("prefill-2")
+        after = load.done
+        await eventually(lambda: load.done > after + 8, timeout_s=60)
+    names = {member.name for member in stack.members if member.role.is_worker}
+    assert names == {"decode-2", "decode-3", "prefill-1"}
+
+
 async def test_load_makes_both_pools_grow_whoever_leads(tmp_path: Path) -> None:
     pace = ("--interval", "0.5", "--hold", "5", "--learn", "0", "--burst-memory", "5")
     more = options(tmp_path, 1, 1, autoscale=pace)

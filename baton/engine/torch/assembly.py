@@ -64,14 +64,16 @@ def assemble(
     options: TorchEngineOptions,
     transport: KvTransport,
     post: Callable[[Sequence[Output]], None],
+    model: LoadedModel | None = None,
 ) -> StartedEngine:
-    """Loads and allocates everything; slow, so it belongs beside the event loop.
+    """Loads the model, unless one is given, and allocates the rest.
 
-    What it is at is logged: `baton up` shows it to those who wait. Raises StartupError naming what
-    is missing.
+    Slow, so it belongs beside the event loop. What it is at is logged: `baton up` shows it to those
+    who wait. Raises StartupError naming what is missing.
     """
-    logger.info("loading weights model=%s", options.model_dir)
-    model = load_model(options.model_dir, options.device, options.dtype)
+    if model is None:
+        logger.info("loading weights model=%s", options.model_dir)
+        model = load_model(options.model_dir, options.device, options.dtype)
     logger.info("allocating the KV pool mib=%d", options.kv_memory_bytes >> 20)
     kv = allocate_kv(model, options.block_size, options.kv_memory_bytes)
     logger.info("warming up device=%s", model.device)

@@ -27,6 +27,7 @@ from baton.engine.torch.assembly import StartedEngine, TorchEngineOptions, assem
 from baton.engine.torch.inbox import Inbox, undisturbed
 from baton.engine.torch.job import BlockFeed, Job, Order, Phase, stop_rule
 from baton.engine.torch.loop import Output
+from baton.engine.torch.model import LoadedModel
 from baton.errors import (
     BatonError,
     InternalError,
@@ -44,6 +45,7 @@ class TorchEngine:
     def __init__(self, options: TorchEngineOptions) -> None:
         self._options = options
         self._started: StartedEngine | None = None
+        self._model: LoadedModel | None = None
         self._arrivals = itertools.count()
         self._jobs: set[Job] = set()
         self._prefills: set[asyncio.Future[None]] = set()
@@ -54,14 +56,18 @@ class TorchEngine:
         return self._up().capabilities
 
     async def start(self, transport: KvTransport) -> None:
-        """Loads the model, allocates and registers the pool, starts the engine thread."""
+        """Loads the model, allocates and registers the pool, starts the engine thread.
+
+        Started again after a stop, it goes on with the model that it loaded first.
+        """
         assert self._started is None
         loop = asyncio.get_running_loop()
 
         def post(outputs: Sequence[Output]) -> None:
             loop.call_soon_threadsafe(_deliver, outputs)
 
-        started = await asyncio.to_thread(assemble, self._options, transport, post)
+        started = await asyncio.to_thread(assemble, self._options, transport, post, self._model)
+        self._model = started.model
         await transport.start(started.memory)
         started.thread.start()
         self._started = started

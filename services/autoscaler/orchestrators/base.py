@@ -27,9 +27,14 @@ class PoolReplicas:
 
 
 class Orchestrator(Protocol):
-    """Keeps two pools at the sizes that it is told. Sizes set by others are seen at `observe`."""
+    """Keeps two pools at the sizes that it is told. Sizes set by others are seen at `observe`.
+
+    `moves` says whether workers can change pools; elsewhere a pool is a Deployment or a service of
+    its own, and a worker that changed would be counted where it was.
+    """
 
     name: str
+    moves: bool
 
     async def observe(self) -> Mapping[Pool, PoolReplicas]:
         """Returns both pools as they are. Raises OrchestratorError."""
@@ -40,6 +45,13 @@ class Orchestrator(Protocol):
 
         `victims` are the workers that drain soonest, best first: a hint. Workers are asked to end
         by SIGTERM, upon which they drain. Raises OrchestratorError.
+        """
+        ...
+
+    async def move(self, to: Pool, workers: Sequence[str]) -> None:
+        """Moves ready workers of the other pool to a pool; returns before they are there.
+
+        Both sizes change with them. Again changes nothing. Raises OrchestratorError.
         """
         ...
 

@@ -24,6 +24,7 @@ class ComposeOrchestrator:
     """
 
     name = "compose"
+    moves = False
 
     def __init__(
         self,
@@ -51,6 +52,10 @@ class ComposeOrchestrator:
             *(word for scale in scales for word in ("--scale", scale)),
             *self._services.values(),
         )  # fmt: skip
+
+    async def move(self, to: Pool, workers: Sequence[str]) -> None:
+        """See Orchestrator: it cannot."""
+        raise OrchestratorError(f"{self.name} cannot move {', '.join(workers)} to {to.value}")
 
     async def close(self) -> None:
         """See Orchestrator."""

@@ -23,6 +23,7 @@ class KubernetesOrchestrator:
     """Scales the Deployments by pool in `namespace`; the client blocks, so it runs in threads."""
 
     name = "kubernetes"
+    moves = False
 
     def __init__(
         self, deployments: Mapping[Pool, str], namespace: str, api: client.ApiClient | None = None
@@ -45,6 +46,10 @@ class KubernetesOrchestrator:
         await self._call(
             self._api.patch_namespaced_deployment_scale, self._deployments[pool], body=body
         )
+
+    async def move(self, to: Pool, workers: Sequence[str]) -> None:
+        """See Orchestrator: it cannot."""
+        raise OrchestratorError(f"{self.name} cannot move {', '.join(workers)} to {to.value}")
 
     async def close(self) -> None:
         """See Orchestrator."""

@@ -16,6 +16,7 @@ class LocalOrchestrator:
     """Asks the stack that listens at `control`."""
 
     name = "local"
+    moves = True
 
     def __init__(self, control: str) -> None:
         self._channel = open_channel(control)
@@ -38,6 +39,14 @@ class LocalOrchestrator:
         )
         try:
             await self._stub.SetReplicas(request, timeout=TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            raise OrchestratorError(f"the local stack refuses: {error.details()}") from error
+
+    async def move(self, to: Pool, workers: Sequence[str]) -> None:
+        """See Orchestrator."""
+        request = orchestrator_pb2.MoveWorkersRequest(to_pool=to.value, worker_ids=workers)
+        try:
+            await self._stub.MoveWorkers(request, timeout=TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise OrchestratorError(f"the local stack refuses: {error.details()}") from error
 
