@@ -246,14 +246,18 @@ class CostModel:
         context = cached_tokens + uncached_tokens / 2
         return base + uncached_tokens * (linear + attention * context)
 
-    def queue_s(self, requests: int, uncached_tokens: int) -> float:
+    def queue_s(
+        self, requests: int, uncached_tokens: int, token_pairs: float | None = None
+    ) -> float:
         """Returns the seconds to compute `requests` prompts of `uncached_tokens` together.
 
-        Grows with both. How the tokens are spread over the prompts is not known.
+        Without `token_pairs`, which see `prefill_features`, it is not known how the tokens are
+        spread over the prompts. Grows with all of them.
         """
         base, linear, attention = self.prefill
-        length = min(uncached_tokens, _TYPICAL_PROMPT_TOKENS)
-        return requests * base + uncached_tokens * (linear + attention * length / 2)
+        if token_pairs is None:
+            token_pairs = uncached_tokens * min(uncached_tokens, _TYPICAL_PROMPT_TOKENS) / 2
+        return requests * base + uncached_tokens * linear + token_pairs * attention
 
     def step_s(self, sequences: int, resident_tokens: int) -> float:
         """Returns the seconds of one decode step."""

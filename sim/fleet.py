@@ -84,8 +84,11 @@ class FleetSpec:
         What transfers add is learned during the run.
         """
         costs = self.of(role).costs
+        prompts = costs.prefill
+        if role is Role.PREFILL:
+            prompts = costs.fitted_to_prompts(self.prefill_budget)
         return CostModel(
-            prefill=costs.prefill,
+            prefill=prompts,
             step=costs.decode,
             prefill_samples=TRUSTED_SAMPLES,
             step_samples=TRUSTED_SAMPLES,

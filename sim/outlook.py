@@ -15,6 +15,7 @@ def outlook(
         costs=decode.costs,
         queue_length=worker.queued + worker.prefilling,
         queued_tokens=worker.backlog_tokens,
+        queued_pairs=worker.backlog_pairs,
         sequences=worker.decoding,
         resident_tokens=(pool.total - pool.available) * pool.block_tokens,
         kv_bytes_per_token=kv_bytes_per_token,

@@ -108,6 +108,8 @@ class Sight:
             cached_tokens=cached_tokens,
             is_draining=self.is_draining,
             queued_tokens=worker.backlog_tokens + self.on_the_way_tokens,
+            queued_pairs=worker.backlog_pairs
+            + self.on_the_way_tokens**2 / (2 * max(1, self.on_the_way)),
             costs=self.costs,
         )
 
@@ -123,6 +125,8 @@ class Sight:
             cached_tokens=cached_tokens,
             is_draining=self.is_draining,
             queued_tokens=worker.backlog_tokens + self.on_the_way_tokens,
+            queued_pairs=worker.backlog_pairs
+            + self.on_the_way_tokens**2 / (2 * max(1, self.on_the_way)),
             resident_tokens=(pool.total - pool.available) * pool.block_tokens,
             kv_free_tokens=pool.available * pool.block_tokens,
             costs=self.costs,

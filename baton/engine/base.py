@@ -43,6 +43,7 @@ class EngineStats:
 
     `kv_leases` are reservations that nobody took over or released yet. `kv_host_*` are the blocks
     of host memory below the pool; `preemptions` counts requests that lost their blocks for a while.
+    `queued_pairs` are the token pairs that attention reads for the queued tokens, where known.
     """
 
     queued_requests: int
@@ -58,6 +59,7 @@ class EngineStats:
     kv_host_total: int = 0
     kv_host_used: int = 0
     preemptions: int = 0
+    queued_pairs: float | None = None
 
 
 class PrefillSample(NamedTuple):

@@ -8,7 +8,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from pydantic import Field, FiniteFloat, NonNegativeInt, TypeAdapter
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, TypeAdapter
 
 from baton.engine.base import EngineStats
 from baton.latency import CostModel
@@ -87,6 +87,7 @@ class WorkerStats:
     kv_host_used: NonNegativeInt = 0
     preemptions: NonNegativeInt = 0
     kv_paths: dict[str, NonNegativeInt] = field(default_factory=dict, hash=False)
+    queued_pairs: NonNegativeFloat | None = None
 
     @classmethod
     def of_engine(
@@ -101,6 +102,7 @@ class WorkerStats:
             taken_at_s=taken_at_s,
             queued_requests=engine.queued_requests,
             queued_tokens=engine.queued_tokens,
+            queued_pairs=engine.queued_pairs,
             prefilling_requests=engine.prefilling_requests,
             decoding_requests=engine.decoding_requests,
             kv_blocks_total=engine.kv_blocks_total,

@@ -30,6 +30,7 @@ def _outlook(job: Job, engine: Engine, costs: CostModel) -> Outlook:
         costs=costs,
         queue_length=stats.queued_requests + stats.prefilling_requests,
         queued_tokens=stats.queued_tokens,
+        queued_pairs=stats.queued_pairs,
         sequences=stats.decoding_requests,
         resident_tokens=stats.kv_blocks_owned * capabilities.block_size,
         kv_bytes_per_token=capabilities.kv_bytes_per_token,

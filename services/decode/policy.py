@@ -46,6 +46,7 @@ class LocalOutlook:
     costs: CostModel
     queue_length: int = 0
     queued_tokens: int = 0
+    queued_pairs: float | None = None
     sequences: int = 0
     resident_tokens: int = 0
     kv_bytes_per_token: int = 0
@@ -259,7 +260,8 @@ class PredictiveSplitPolicy:
             costs, uncached, cached, local.sequences, local.resident_tokens, self.chunk_tokens
         )
         return SplitPrediction(
-            local_ttft_s=costs.queue_s(local.queue_length, local.queued_tokens) + here_s,
+            local_ttft_s=here_s
+            + costs.queue_s(local.queue_length, local.queued_tokens, local.queued_pairs),
             remote_ttft_s=remotes[0].ttft_s,
             interference_s=interference_s(
                 costs.prefill_s(uncached, cached),

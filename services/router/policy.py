@@ -29,7 +29,8 @@ class PrefillView:
     """A prefill worker as a router sees it.
 
     `queue_length` counts the prompts waiting or being computed there and the router's own
-    dispatches that its figures do not show yet, `queued_tokens` their uncached tokens.
+    dispatches that its figures do not show yet, `queued_tokens` their uncached tokens and
+    `queued_pairs` the token pairs that attention reads for them, None where nobody counts.
     `is_suspect` is true for a short time after a request failed there.
     """
 
@@ -43,6 +44,7 @@ class PrefillView:
     is_suspect: bool = False
     queued_tokens: int = 0
     costs: CostModel = field(default=DECLARED_COSTS, repr=False)
+    queued_pairs: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class DecodeView:
 
     `queue_length` counts the prompts waiting or being computed there, `decode_load` its running
     generations, both with the router's own dispatches that its figures do not show yet.
-    `queued_tokens` are the uncached tokens of the prompts in its queue, `resident_tokens` the KV
+    `queued_tokens` are the uncached tokens of the prompts in its queue, with `queued_pairs` as for
+    prefill workers, `resident_tokens` the KV
     of running generations; `kv_free_tokens` is room for more, None where it is not known.
     An engine may compute prompts only itself, or only have others compute them.
     """
@@ -71,6 +74,7 @@ class DecodeView:
     prefills_locally: bool = True
     takes_prefilled: bool = True
     costs: CostModel = field(default=DECLARED_COSTS, repr=False)
+    queued_pairs: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

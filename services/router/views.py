@@ -142,6 +142,7 @@ def prefill_view(seen: Sighting) -> PrefillView:
         is_draining=stats.draining,
         is_suspect=seen.is_suspect,
         queued_tokens=stats.queued_tokens + seen.unseen.tokens,
+        queued_pairs=_queued_pairs(stats, seen.unseen),
         costs=seen.costs,
     )
 
@@ -163,12 +164,20 @@ def decode_view(seen: Sighting) -> DecodeView:
         is_draining=stats.draining,
         is_suspect=seen.is_suspect,
         queued_tokens=stats.queued_tokens + seen.unseen.tokens,
+        queued_pairs=_queued_pairs(stats, seen.unseen),
         resident_tokens=stats.kv_blocks_owned * record.block_size,
         kv_free_tokens=room * record.block_size if has_figures else None,
         prefills_locally=record.prefills_locally,
         takes_prefilled=record.takes_prefilled,
         costs=seen.costs,
     )
+
+
+def _queued_pairs(stats: WorkerStats, unseen: Unseen) -> float | None:
+    """Returns the pairs of what is queued; dispatches on their way count as equally long."""
+    if stats.queued_pairs is None:
+        return None
+    return stats.queued_pairs + unseen.tokens**2 / (2 * max(1, unseen.requests))
 
 
 def _middle(costs: list[CostModel], size: Callable[[CostModel], float]) -> CostModel:

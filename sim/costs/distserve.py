@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sim.costs.fit import Coefficients
 from sim.costs.hardware import Hardware
-from sim.costs.model import Coefficients, StepCosts
+from sim.costs.model import StepCosts
 
 _KV_BYTES_PER_TOKEN = {"opt-13b": 40 * 2 * 5120 * 2, "opt-66b": 64 * 2 * 9216 * 2}
 _WEIGHT_BYTES = {"opt-13b": 26e9, "opt-66b": 132e9}

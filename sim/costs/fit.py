@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import combinations
 
-from sim.costs.model import Coefficients
+Coefficients = tuple[float, float, float]
 
 Sample = tuple[tuple[float, float, float], float]
 """Features and the measured value."""

@@ -1,10 +1,12 @@
 """The cost of a worker's steps, in seconds: the forms of `baton.latency`, frozen for a run."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from baton.latency import OnlineFit, WorkerCosts
+from sim.costs.fit import Coefficients, fit
 
-Coefficients = tuple[float, float, float]
+_PROMPTS = tuple(256 << power for power in range(9))
 
 _SMALLEST = 1e-15
 """Stands in for a zero coefficient: `OnlineFit` scales by its defaults."""
@@ -45,6 +47,10 @@ class StepCosts:
         """Returns the seconds to compute a prompt alone, in chunks of at most `budget` tokens."""
         return -(-tokens // budget) * self.prefill[0] + self.tokens_s(tokens, context)
 
+    def fitted_to_prompts(self, budget: int) -> Coefficients:
+        """Returns what a worker's fit finds that sees whole prompts, not the chunks of each."""
+        return _fitted(self, budget)
+
     def mixed_base_s(self, sequences: int, resident_tokens: float) -> float:
         """Returns the seconds of a step with prefill before its prompt tokens are counted."""
         if not sequences:
@@ -62,6 +68,15 @@ class StepCosts:
         first, second, third = costs.prefill.coefficients
         base, per_sequence, per_token = costs.step.coefficients
         return cls((first, second, third), (base, per_sequence, per_token))
+
+
+@lru_cache(maxsize=64)
+def _fitted(costs: StepCosts, budget: int) -> Coefficients:
+    samples = [
+        ((1.0, float(tokens), tokens * tokens / 2), costs.prefill_s(tokens, 0, budget))
+        for tokens in _PROMPTS
+    ]
+    return fit(samples)[0]
 
 
 def _positive(values: Coefficients) -> Coefficients:

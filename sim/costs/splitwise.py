@@ -12,9 +12,9 @@ import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from sim.costs.fit import Sample, fit, mean_error
+from sim.costs.fit import Coefficients, Sample, fit, mean_error
 from sim.costs.hardware import Hardware
-from sim.costs.model import Coefficients, StepCosts
+from sim.costs.model import StepCosts
 
 _KV_BYTES_PER_TOKEN = {
     "llama2-70b": 80 * 2 * 8 * 128 * 2,  # layers, keys and values, heads, width, bytes

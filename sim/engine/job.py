@@ -26,7 +26,7 @@ class Job:
     """
 
     __slots__ = (
-        "backlog_marginal_s",
+        "backlog_pairs",
         "backlog_tokens",
         "cached",
         "computed",
@@ -63,7 +63,7 @@ class Job:
         self.joined_step = 0
         self.milestone = 0
         self.first_scheduled_s: float | None = None
-        self.backlog_marginal_s = 0.0
+        self.backlog_pairs = 0.0
         self.backlog_tokens = 0
 
     @property

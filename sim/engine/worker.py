@@ -77,7 +77,7 @@ class SimWorker:
         self.preemptions = 0
         self.preempted_tokens = 0
         self.backlog_tokens = 0
-        self.backlog_marginal_s = 0.0
+        self.backlog_pairs = 0.0
         self.step_started_s: float | None = None
         self._changed = changed
         self._clock = clock
@@ -105,6 +105,12 @@ class SimWorker:
     def decoding(self) -> int:
         """Jobs that generate."""
         return len(self._streams)
+
+    @property
+    def backlog_marginal_s(self) -> float:
+        """What the prompt tokens left to compute take, without the constants of steps."""
+        _, per_token, per_pair = self.costs.prefill
+        return per_token * self.backlog_tokens + per_pair * self.backlog_pairs
 
     @property
     def decode_steps(self) -> int:
@@ -375,8 +381,8 @@ class SimWorker:
 
     def _set_backlog(self, job: Job, tokens: int, context: int) -> None:
         """Keeps the sums of what is left to prefill; a job's part is what it was last set to."""
-        marginal_s = self.costs.tokens_s(tokens, context)
-        self.backlog_marginal_s += marginal_s - job.backlog_marginal_s
-        job.backlog_marginal_s = marginal_s
+        pairs = tokens * (context + tokens / 2)
+        self.backlog_pairs += pairs - job.backlog_pairs
+        job.backlog_pairs = pairs
         self.backlog_tokens += tokens - job.backlog_tokens
         job.backlog_tokens = tokens

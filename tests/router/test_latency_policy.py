@@ -294,6 +294,7 @@ SHARED = {
     "address": st.just("a:1"),
     "queue_length": st.integers(0, 20),
     "queued_tokens": st.integers(0, 20_000),
+    "queued_pairs": st.none() | st.floats(0, 1e9),
     "cached_tokens": st.integers(0, 3000),
     "stats_age_s": st.one_of(st.floats(0, 10), st.just(float("inf"))),
     "is_draining": st.booleans(),

@@ -147,3 +147,14 @@ def test_the_mean_length_follows_answers_and_no_single_one_decides() -> None:
     for _ in range(1000):
         length.add(20)
     assert length.tokens == pytest.approx(20, rel=0.4)
+
+
+def test_a_queue_whose_pairs_are_known_takes_what_its_prompts_take() -> None:
+    model = CostModel(prefill=(0.01, 1e-4, 1e-8))
+    prompts = [(300, 0), (20_000, 512), (64, 4096)]
+    tokens = sum(uncached for uncached, _ in prompts)
+    pairs = sum(prefill_features(*prompt)[2] for prompt in prompts)
+    alone_s = sum(model.prefill_s(*prompt) for prompt in prompts)
+    assert model.queue_s(len(prompts), tokens, pairs) == pytest.approx(alone_s)
+    # Without them nobody can know that one of the three is long.
+    assert model.queue_s(len(prompts), tokens) < 0.9 * alone_s

@@ -227,6 +227,7 @@ class SimulatedEngine:
             kv_blocks_owned=counts.owned,
             kv_leases=len(up.reservations),
             busy_share=up.steps.busy.read(time.monotonic()),
+            queued_pairs=sum(job.queued_pairs for job in queued),
         )
 
     def take_samples(self) -> EngineSamples:

@@ -11,6 +11,7 @@ from baton.engine.base import TokenEvent
 from baton.engine.simulated.tokens import TokenSource
 from baton.errors import BatonError
 from baton.kv.transfer import OutgoingTransfer
+from baton.latency import prefill_features
 from baton.requests import EngineRequest, FinishReason
 
 
@@ -133,6 +134,12 @@ class Job:
         if self.phase is Phase.WAITING:
             return max(0, len(self.tokens) - max(self.computed, self.expected_cached))
         return 0
+
+    @property
+    def queued_pairs(self) -> float:
+        """Token pairs that attention reads for those."""
+        tokens = self.queued_tokens
+        return prefill_features(tokens, len(self.tokens) - tokens)[2]
 
     def next_token(self) -> int:
         """Appends the next token of the answer and returns it."""

@@ -194,6 +194,7 @@ class TorchEngine:
             kv_host_total=host.total,
             kv_host_used=host.used,
             preemptions=up.steps.preemptions,
+            queued_pairs=sum(job.queued_pairs for job in self._jobs),
         )
 
     def take_samples(self) -> EngineSamples:

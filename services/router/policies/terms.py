@@ -40,7 +40,7 @@ def wait_s(view: PrefillView | DecodeView) -> float:
     """Returns how long the prompts ahead of a new one take on a worker."""
     if not (view.queue_length or view.queued_tokens):
         return 0.0
-    return view.costs.queue_s(view.queue_length, view.queued_tokens)
+    return view.costs.queue_s(view.queue_length, view.queued_tokens, view.queued_pairs)
 
 
 def tpot_s(request: RouteRequest, decode: DecodeView) -> float:
@@ -125,7 +125,7 @@ def rank_decodes(
         streams_s = tpot_price * load * alone_s / costs.output_tokens
         ahead_s = 0.0
         if view.queue_length or view.queued_tokens:
-            ahead_s = costs.queue_s(view.queue_length, view.queued_tokens)
+            ahead_s = costs.queue_s(view.queue_length, view.queued_tokens, view.queued_pairs)
         computing.append((shared_s + ahead_s + alone_s + steps_s + streams_s, view))
         fixed, each_byte = costs.transfer
         receiving.append((shared_s + fixed + each_byte * missing * token_bytes, view))
