@@ -58,14 +58,13 @@ async def running_sglang_router(
         )
         await wait_for_line(workers, "ready")
         port = free_port(_HOST)
-        router = await stack.enter_async_context(
-            running_child(label, _command(python, port, ports, disaggregated), directory)
-        )
-        await _wait_ready(port, router.spec.log)
+        command = router_command(python, port, _fleet(ports, disaggregated))
+        router = await stack.enter_async_context(running_child(label, command, directory))
+        await wait_ready(port, router.spec.log)
         yield RivalRouter(router.pid, port)
 
 
-def _command(python: str, port: int, ports: Sequence[int], disaggregated: bool) -> list[str]:
+def _fleet(ports: Sequence[int], disaggregated: bool) -> list[str]:
     urls = [f"http://{_HOST}:{worker}" for worker in ports]
     fleet = ["--worker-urls", *urls]
     if disaggregated:
@@ -75,6 +74,11 @@ def _command(python: str, port: int, ports: Sequence[int], disaggregated: bool) 
             fleet += ["--prefill", url, str(9001 + number)]
         for url in urls[half:]:
             fleet += ["--decode", url]
+    return fleet
+
+
+def router_command(python: str, port: int, fleet: Sequence[str]) -> list[str]:
+    """Returns the command of the router; `fleet` are its options that name workers."""
     return [
         *(python, "-m", "sglang_router.launch_router", *fleet),
         *("--host", _HOST, "--port", str(port), "--policy", "cache_aware"),
@@ -82,16 +86,19 @@ def _command(python: str, port: int, ports: Sequence[int], disaggregated: bool) 
     ]
 
 
-async def _wait_ready(port: int, log: Path) -> None:
-    deadline_s = time.monotonic() + _READY_TIMEOUT_S
-    while not await asyncio.to_thread(_is_ready, port):
+async def wait_ready(
+    port: int, log: Path, path: str = "/readiness", timeout_s: float = _READY_TIMEOUT_S
+) -> None:
+    """Waits until an HTTP server answers well. Raises ChildFailed when it does not in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not await asyncio.to_thread(_is_ready, port, path):
         if time.monotonic() > deadline_s:
-            raise ChildFailed(f"sglang-router is not ready after {_READY_TIMEOUT_S:g} s; see {log}")
+            raise ChildFailed(f"nobody serves port {port} after {timeout_s:g} s; see {log}")
         await asyncio.sleep(0.2)
 
 
-def _is_ready(port: int) -> bool:
-    url = f"http://{_HOST}:{port}/readiness"
+def _is_ready(port: int, path: str) -> bool:
+    url = f"http://{_HOST}:{port}{path}"
     try:
         with urllib.request.urlopen(url, timeout=2) as response:
             return bool(response.status == 200)

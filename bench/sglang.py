@@ -166,6 +166,7 @@ class Run:
                 if number >= WARM_UP:
                     direct.append(first)
                     mesh.append(second)
+            parts = asker.parts_ms[WARM_UP:]
         pairs = list(zip(mesh, direct, strict=True))
         return {
             "overhead_p50_ms": 1e3 * statistics.median(m.ttft_s - d.ttft_s for m, d in pairs),
@@ -175,6 +176,10 @@ class Run:
             "mesh_ttft_ms": percentiles_ms([it.ttft_s for it in mesh]),
             "direct_tpot_ms": percentiles_ms([it.tpot_s or 0.0 for it in direct]),
             "mesh_tpot_ms": percentiles_ms([it.tpot_s or 0.0 for it in mesh]),
+            "mesh_parts_p50_ms": {
+                name: round(statistics.median(it.get(name, 0.0) for it in parts), 3)
+                for name in parts[0]
+            },
             "requests": len(pairs),
         }
 
@@ -198,11 +203,12 @@ class Run:
 
 
 class Asker:
-    """One client of a router."""
+    """One client of a router. `parts_ms` has where the time of each request went."""
 
     def __init__(self, address: str) -> None:
         self._channel = open_channel(address)
         self._stub: Any = router_pb2_grpc.RouterServiceStub(self._channel)
+        self.parts_ms: list[dict[str, float]] = []
 
     async def __aenter__(self) -> "Asker":
         return self
@@ -221,6 +227,8 @@ class Asker:
                 outcome.first_s = outcome.first_s or outcome.last_s
                 outcome.tokens += len(response.chunk.output_ids)
                 ids += response.chunk.output_ids
+            elif response.HasField("complete"):
+                self.parts_ms.append(_parts_ms(response.complete.timing))
         outcome.ended_s = time.monotonic()
         return outcome, ids
 
@@ -235,6 +243,10 @@ def good_per_s(load: LoadResult, work: Work) -> float:
         and 1e3 * (it.tpot_s or 0.0) <= work.tpot_ms
     ]
     return len(good) / load.seconds
+
+
+def _parts_ms(timing: types_pb2.TimingBreakdown) -> dict[str, float]:
+    return {field.name: span.ToNanoseconds() / 1e6 for field, span in timing.ListFields()}
 
 
 def _total_s(outcome: Outcome) -> float:

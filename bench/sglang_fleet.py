@@ -46,15 +46,18 @@ class Setup:
 
     def engine(self, name: str, role: str) -> SglangEngine:
         """Returns an engine, not started."""
+        return SglangEngine(self.options(name, role))
+
+    def options(self, name: str, role: str) -> SglangOptions:
+        """Returns what an engine is started with."""
         own = {"max_total_tokens": self.kv_tokens, **self.arguments}
-        options = SglangOptions(
+        return SglangOptions(
             model_dir=str(self.model_dir),
             role=role,
             block_size=self.block_size,
             kv_memory_bytes=0,
             arguments={**own, **self.per_engine.get(name, {})},
         )
-        return SglangEngine(options)
 
 
 @dataclass(frozen=True, slots=True)
