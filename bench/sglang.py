@@ -8,25 +8,24 @@ the mesh adds, and nothing about GPUs.
 
 import asyncio
 import json
-import random
 import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import uvloop
 import yaml
 
 from baton.engine.sglang import SglangEngine
 from baton.models import DEFAULT_MODEL, model_dir
 from baton.rpc.channels import open_channel
 from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
-from bench.drive import LoadPlan, LoadResult, Outcome, drive, percentiles_ms
+from bench.children import ChildFailed
+from bench.drive import Outcome, percentiles_ms
 from bench.load import StreamTarget
-from bench.prompts import PromptPlan
 from bench.report import emit, note
 from bench.sglang_fleet import (
     ROLES,
@@ -40,11 +39,12 @@ from bench.sglang_fleet import (
     start_all,
     write_shape,
 )
+from bench.sglang_load import WARM_UP, Step, Work, goodput
+from bench.sglang_rival import measure_rival
 
 CPU_CONFIG = Path(__file__).parents[1] / "tools" / "sglang_cpu" / "baton.yaml"
 PAIR = ("p0", "d0")
 AGGREGATED = ("a0", "a1")
-WARM_UP = 3
 
 GPU_ARGUMENTS: Mapping[str, Any] = {
     "load_format": "dummy",
@@ -55,27 +55,6 @@ GPU_ARGUMENTS: Mapping[str, Any] = {
     "chunked_prefill_size": 2048,
     "cuda_graph_backend_prefill": "disabled",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is asked; a request is good within both targets."""
-
-    prompt_tokens: int
-    output_tokens: int
-    requests: int
-    rates: tuple[float, ...]
-    seconds: float
-    ttft_ms: float
-    tpot_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The figures of one part of the run, as kept on disk before the next part starts."""
-
-    name: str
-    figures: Mapping[str, Any]
 
 
 class Run:
@@ -99,6 +78,10 @@ class Run:
         async with running_front(self._setup, directory) as front:
             pair, pair_ids = await self._with_pair(front)
             alone, alone_ids = await self._with_aggregated(front)
+        try:
+            await measure_rival(self._setup, self._work, self.keep, directory)
+        except ChildFailed as failed:
+            note(f"SGLang's own servers were not measured: {failed}")
         same = [ours == theirs for ours, theirs in zip(pair_ids, alone_ids, strict=True)]
         self.keep(Step("identity", {"identical": sum(same), "of": len(same)}))
         return {
@@ -140,7 +123,7 @@ class Run:
         return figures, ids
 
     def _identity_prompts(self) -> list[list[int]]:
-        plan = PromptPlan(self._work.prompt_tokens, self._work.output_tokens, seed=99)
+        plan = self._work.prompts(seed=99)
         return [list(plan.ids(number)) for number in range(8)]
 
     async def _identity(self, front: Front) -> list[list[int]]:
@@ -156,7 +139,7 @@ class Run:
     ) -> dict[str, Any]:
         """Asks in turn directly and through the mesh; every prompt is new."""
         work = self._work
-        plan = PromptPlan(work.prompt_tokens, work.output_tokens, seed=7)
+        plan = work.prompts(seed=7)
         direct, mesh = list[Outcome](), list[Outcome]()
         async with Asker(front.address) as asker:
             for number in range(work.requests + WARM_UP):
@@ -184,22 +167,9 @@ class Run:
         }
 
     async def _goodput(self, front: Front, name: str) -> float:
-        """Returns the most good requests per second that any of the rates gave."""
-        work, best = self._work, 0.0
-        prompts = PromptPlan(work.prompt_tokens, work.output_tokens, seed=random.randrange(1 << 30))  # noqa: S311
-        for rate in work.rates:
-            target = StreamTarget(front.address, prompts)
-            try:
-                load = await drive(target.send, LoadPlan(work.seconds, rate_per_s=rate))
-            finally:
-                await target.close()
-            good = good_per_s(load, work)
-            best = max(best, good)
-            figures = {"rate": rate, "good_per_s": good, "tokens_per_s": load.tokens / load.seconds}
-            self.keep(Step(f"{name}-load-{rate:g}", {**figures, **load.figures()}))
-            if good < rate / 4:
-                break  # beyond what it can; more load only queues
-        return best
+        return await goodput(
+            self._work, name, lambda prompts: StreamTarget(front.address, prompts), self.keep
+        )
 
 
 class Asker:
@@ -231,18 +201,6 @@ class Asker:
                 self.parts_ms.append(_parts_ms(response.complete.timing))
         outcome.ended_s = time.monotonic()
         return outcome, ids
-
-
-def good_per_s(load: LoadResult, work: Work) -> float:
-    """Returns the requests per second that met both targets; errors met none."""
-    good = [
-        it
-        for it in load.outcomes
-        if not it.error
-        and 1e3 * it.ttft_s <= work.ttft_ms
-        and 1e3 * (it.tpot_s or 0.0) <= work.tpot_ms
-    ]
-    return len(good) / load.seconds
 
 
 def _parts_ms(timing: types_pb2.TimingBreakdown) -> dict[str, float]:
@@ -290,7 +248,8 @@ def _command(
     with tempfile.TemporaryDirectory() as scratch:
         setup = _setup(size, gpus, kv_tokens, Path(scratch))
         run = Run(setup, work, out)
-        figures = asyncio.run(run.run(Path(scratch)))
+        # As the services do.
+        figures = uvloop.run(run.run(Path(scratch)))
     device = _device(gpus)
     details = {"size": size, "work": vars_of(work), "steps": run.steps}
     emit("bench-sglang", {**figures, "device": f"{device}, {size}"}, details, record)

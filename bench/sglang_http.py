@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from baton.engine.rooms import ROOM_BITS
 from baton.engine.sglang import DECODE, PREFILL
 from baton.engine.sglang.options import engine_arguments
 from baton.engine.sglang.start import free_ports
@@ -26,7 +27,6 @@ from bench.sglang_fleet import Setup
 _HOST = "127.0.0.1"
 _START_TIMEOUT_S = 420.0
 _REQUEST_TIMEOUT_S = 120.0
-ROOM_BITS = 63
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +82,25 @@ async def _running_router(python: str, pair: HttpPair, directory: Path) -> Async
         yield port
 
 
-async def ask_http_pair(
-    session: Any, pair: HttpPair, prompt: Sequence[int], tokens: int
-) -> Outcome:
+async def ask_pair(
+    session: Any, pair: HttpPair, prompt: Sequence[int], tokens: int, outcome: Outcome
+) -> None:
     """Asks both servers as sglang-router does: the same body, with where to meet."""
     body = _body(prompt, tokens) | {
         "bootstrap_host": _HOST,
         "bootstrap_port": pair.bootstrap_port,
         "bootstrap_room": secrets.randbits(ROOM_BITS),
     }
-    outcome = Outcome(time.monotonic())
     prefill = asyncio.ensure_future(_ask(session, pair.prefill_port, body, Outcome(0.0)))
     await _ask(session, pair.decode_port, body, outcome)
     await prefill
-    return outcome
 
 
-async def ask_router(session: Any, port: int, prompt: Sequence[int], tokens: int) -> Outcome:
+async def ask_router(
+    session: Any, port: int, prompt: Sequence[int], tokens: int, outcome: Outcome
+) -> None:
     """Asks sglang-router."""
-    outcome = Outcome(time.monotonic())
     await _ask(session, port, _body(prompt, tokens), outcome)
-    return outcome
 
 
 def _body(prompt: Sequence[int], tokens: int) -> dict[str, Any]:
@@ -113,6 +111,7 @@ def _body(prompt: Sequence[int], tokens: int) -> dict[str, Any]:
 async def _ask(session: Any, port: int, body: dict[str, Any], outcome: Outcome) -> None:
     """Streams an answer; each event has all tokens so far."""
     url = f"http://{_HOST}:{port}/generate"
+    outcome.started_s = time.monotonic()
     async with asyncio.timeout(_REQUEST_TIMEOUT_S), session.post(url, json=body) as response:
         response.raise_for_status()
         async for line in response.content:
