@@ -27,6 +27,23 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "serviceMonitor": {"enabled": True},
         "settings": {"BATON_QOS__TTFT_SLO_MS": 500},
     },
+    "sglang": {
+        "workers": {
+            "gpus": 2,
+            "sglang": {
+                "enabled": True,
+                "arguments": {"tp_size": 2, "mem_fraction_static": 0.85},
+                "aggregated": 1,
+            },
+        },
+    },
+    "sglang-nodes": {
+        "workers": {
+            "gpus": 8,
+            "sglang": {"enabled": True, "arguments": {"tp_size": 16}, "nodes": 2},
+        },
+        "autoscaler": {"enabled": False},
+    },
     "least": {
         "redis": {"url": "redis://elsewhere:6379/0"},
         "gateway": {"enabled": False},
@@ -34,7 +51,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
         "networkPolicy": {"enabled": False},
     },
 }
-OWN_KINDS = ("ServiceMonitor",)
+OWN_KINDS = ("ServiceMonitor", "LeaderWorkerSet")
 """Kinds of other projects, which Kubernetes has no schema of."""
 
 
@@ -54,12 +71,19 @@ def problems(objects: list[dict[str, Any]]) -> Iterator[str]:
     """Yields what is wrong with the objects."""
     for each in objects:
         name = f"{each.get('kind')} {each.get('metadata', {}).get('name')}"
-        if each["kind"] in OWN_KINDS:
-            continue
-        try:
-            kubernetes_validate.validate(each, VERSION, strict=True)
-        except kubernetes_validate.ValidationError as error:
-            yield f"{name}: {error.message}"
+        for known in pods(each) if each["kind"] in OWN_KINDS else (each,):
+            try:
+                kubernetes_validate.validate(known, VERSION, strict=True)
+            except kubernetes_validate.ValidationError as error:
+                yield f"{name}: {error.message}"
+
+
+def pods(each: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the pods that an object of another project's kind is made of."""
+    templates = each.get("spec", {}).get("leaderWorkerTemplate", {})
+    for name in ("leaderTemplate", "workerTemplate"):
+        if name in templates:
+            yield {"apiVersion": "v1", "kind": "Pod", **templates[name]}
 
 
 def main() -> int:

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from baton.config import load_config
+from baton.engine.sglang import SglangOptions
 from baton.ports import GATEWAY_PORT, ROUTER_PORT
 from baton.v1 import admission_pb2, decode_pb2, prefill_pb2, router_pb2
 
@@ -69,6 +71,30 @@ def test_stack_is_that_of_baton_up_with_console_and_metrics() -> None:
     default = {name for name, s in services().items() if s.get("profiles", ["cpu"]) == ["cpu"]}
     assert default == {"redis", *IMAGES, "collector", "jaeger", "prometheus", "grafana"}
     assert variables()["COMPOSE_PROFILES"] == "cpu"
+
+
+def test_sglang_replaces_the_engine_of_the_gpu_profile() -> None:
+    override = load("deploy/compose.sglang.yaml")["services"]
+    assert override.keys() == {"router", "prefill-gpu", "decode-gpu"}
+    for role in WORKERS:
+        worker, base = override[f"{role}-gpu"], services()[f"{role}-gpu"]
+        assert base["profiles"] == ["gpu"]
+        assert worker["build"]["args"]["EXTRA"] == "sglang"
+        assert worker["image"] != base["image"]
+        assert worker["environment"]["BATON_ENGINE__KIND"] == "sglang"
+        assert worker["environment"]["BATON_ENGINE__SGLANG"] == "${SGLANG_ARGUMENTS:-}"
+        assert "--device" not in worker["command"]
+    assert override["router"]["environment"]["BATON_ENGINE__KIND"] == "sglang"
+
+
+def test_arguments_of_sglang_reach_its_engine_as_compose_gives_them() -> None:
+    given = '{tp_size: 4, nnodes: 2, node_rank: 0, dist_init_addr: "leader:5757"}'
+    config = load_config(
+        environ={"BATON_ENGINE__KIND": "sglang", "BATON_ENGINE__SGLANG": given, "REDIS_URL": "x"}
+    )
+    options = SglangOptions("m", "prefill", 16, 1 << 30, arguments=config.engine.sglang)
+    assert options.tensor_parallelism == 4
+    assert dict(options.arguments) == yaml.safe_load(given)
 
 
 def test_gpu_profile_replaces_the_workers_and_reserves_a_gpu_each() -> None:
