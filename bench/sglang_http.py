@@ -17,7 +17,7 @@ from typing import Any
 from baton.engine.rooms import ROOM_BITS
 from baton.engine.sglang import DECODE, PREFILL
 from baton.engine.sglang.options import engine_arguments
-from baton.engine.sglang.start import free_ports
+from baton.engine.sglang.start import new_places
 from baton.local.probes import free_port
 from bench.children import module, running_child
 from bench.drive import Outcome
@@ -45,7 +45,7 @@ async def running_http_pair(setup: Setup, directory: Path) -> AsyncIterator[Http
     async with AsyncExitStack() as stack:
         ports, bootstrap = [], 0
         for name, role in (("p0", PREFILL), ("d0", DECODE)):
-            arguments, port = _arguments(setup, name, role), free_port(_HOST)
+            arguments, port = _arguments(setup, name, role, directory), free_port(_HOST)
             bootstrap = bootstrap or arguments["disaggregation_bootstrap_port"]
             command = module("bench.sglang_http", json.dumps({**arguments, "port": port}))
             child = await stack.enter_async_context(
@@ -62,9 +62,9 @@ async def running_http_pair(setup: Setup, directory: Path) -> AsyncIterator[Http
         yield pair
 
 
-def _arguments(setup: Setup, name: str, role: str) -> dict[str, Any]:
+def _arguments(setup: Setup, name: str, role: str, directory: Path) -> dict[str, Any]:
     """Returns what the mesh starts this engine with, but its index."""
-    arguments = engine_arguments(setup.options(name, role), free_ports())
+    arguments = engine_arguments(setup.options(name, role), new_places(directory))
     return {key: value for key, value in arguments.items() if key != "kv_events_config"}
 
 

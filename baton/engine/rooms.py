@@ -6,6 +6,7 @@ at the prefill engine's rendezvous, and the decode engine's first token proves t
 `Engine.reserve`, `release` and `prefill` of these engines raise PreconditionError.
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
@@ -64,6 +65,22 @@ class RoomEngine(Engine, Protocol):
         Raises StartupError when it cannot be started again.
         """
         ...
+
+
+class Follower(Protocol):
+    """The part of an engine that spans several machines on all but the first of them.
+
+    It computes for the first machine's engine, serves nobody and is no member of the fleet.
+    """
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Computes until `stop` is set. Raises StartupError when the engine ends before that."""
+        ...
+
+
+def as_follower(engine: Engine) -> Follower | None:
+    """Returns the engine as one that only follows, or None for one that serves."""
+    return cast("Follower", engine) if getattr(engine, "is_follower", False) else None
 
 
 def as_room_engine(engine: Engine) -> RoomEngine | None:

@@ -1,6 +1,7 @@
 """The process of both worker roles: one life after another on one engine."""
 
 from baton.compute import ComputeOptions
+from baton.engine.rooms import as_follower
 from baton.process import ProcessOptions, Surroundings, run_process
 from baton.state.records import WorkerRole, new_incarnation
 from baton.worker.build import build_engine, build_transport
@@ -22,6 +23,9 @@ def run_worker(
 
     async def serve(around: Surroundings) -> None:
         engine = build_engine(around.config, compute, role, around.listening)
+        if (follower := as_follower(engine)) is not None:
+            await follower.follow(around.stop)
+            return
         life: RoleChange | None = RoleChange(role, around.listening.name, build_service)
         while life is not None and not around.stop.is_set():
             identity = _identify(life, around)

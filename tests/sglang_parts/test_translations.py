@@ -1,18 +1,22 @@
 """Parameters, outputs and figures between the mesh and SGLang."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from baton.engine.rooms import as_follower
+from baton.engine.sglang import SglangEngine
 from baton.engine.sglang.load import engine_stats
 from baton.engine.sglang.options import (
-    Ports,
+    Places,
     SglangOptions,
     engine_arguments,
     kv_bytes_per_token,
 )
 from baton.engine.sglang.outcome import StageTimes, finish_reason, stage_times
 from baton.engine.sglang.sampling import sampling_arguments
+from baton.engine.sglang.start import new_places
 from baton.engine.sglang.streams import Increments
 from baton.errors import (
     CancelledByPeerError,
@@ -24,7 +28,7 @@ from baton.errors import (
 from baton.models import DEFAULT_MODEL, model_dir
 from baton.requests import FinishReason, SamplingParams
 
-PORTS = Ports(1, 2, 3)
+PLACES = Places(1, "ipc://e", "ipc://r")
 
 
 def options(role: str = "decode", **arguments: Any) -> SglangOptions:
@@ -147,7 +151,7 @@ def test_running_on_a_prefill_engine_is_prefilling() -> None:
 
 
 def test_operators_arguments_win_over_defaults_and_lose_to_the_mesh() -> None:
-    arguments = engine_arguments(options(log_level="debug", tp_size=2), PORTS)
+    arguments = engine_arguments(options(log_level="debug", tp_size=2), PLACES)
     assert arguments["log_level"] == "debug"
     assert arguments["tp_size"] == 2
     assert arguments["page_size"] == 16
@@ -158,17 +162,17 @@ def test_operators_arguments_win_over_defaults_and_lose_to_the_mesh() -> None:
 @pytest.mark.parametrize("name", ["page_size", "model_path", "disaggregation_mode", "dp_size"])
 def test_arguments_of_the_mesh_are_refused(name: str) -> None:
     with pytest.raises(StartupError, match=name):
-        engine_arguments(options(**{name: 1}), PORTS)
+        engine_arguments(options(**{name: 1}), PLACES)
 
 
 def test_aggregated_engine_has_no_disaggregation() -> None:
-    arguments = engine_arguments(options("aggregated"), PORTS)
+    arguments = engine_arguments(options("aggregated"), PLACES)
     assert not [name for name in arguments if name.startswith("disaggregation")]
 
 
 def test_kv_memory_becomes_whole_pages_unless_the_operator_sizes_the_pool() -> None:
-    assert engine_arguments(options(), PORTS)["max_total_tokens"] % 16 == 0
-    sized = engine_arguments(options(mem_fraction_static=0.5), PORTS)
+    assert engine_arguments(options(), PLACES)["max_total_tokens"] % 16 == 0
+    sized = engine_arguments(options(mem_fraction_static=0.5), PLACES)
     assert "max_total_tokens" not in sized
 
 
@@ -179,3 +183,19 @@ def test_kv_of_a_token_by_kind_of_attention() -> None:
     assert kv_bytes_per_token(grouped, "auto") == 2 * 2 * 2 * 16 * 2
     assert kv_bytes_per_token(grouped, "float32") == 2 * kv_bytes_per_token(grouped, "auto")
     assert kv_bytes_per_token(latent, "auto") == 2 * 2 * 576
+
+
+def test_places_of_a_start_are_ones_that_connections_are_never_given(tmp_path: Path) -> None:
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    places = [new_places(tmp_path) for _ in range(20)]
+    for place in places:
+        if given.exists():
+            assert place.bootstrap < int(given.read_text().split()[0])
+        assert place.events.startswith(f"ipc://{tmp_path}/")
+    assert len({place.events for place in places}) == 20
+
+
+@pytest.mark.parametrize(("rank", "follows"), [(0, False), (1, True)])
+def test_only_the_first_machine_of_an_engine_serves(rank: int, follows: bool) -> None:
+    engine = SglangEngine(options(nnodes=2, node_rank=rank, dist_init_addr="leader:5757"))
+    assert (as_follower(engine) is not None) is follows

@@ -8,6 +8,7 @@ speaks over one inherited socket (frames.py). It ends when the socket closes.
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -143,6 +144,28 @@ def _ready(engine: Any) -> frames.Ready:
     )
 
 
+async def _follow(engine: Any, line: socket.socket) -> None:
+    """Computes for another machine's engine until the worker hangs up or a part of it ends."""
+    reader, writer = await asyncio.open_connection(sock=line)
+    started = engine._scheduler_init_result
+    info = started.scheduler_infos[0]
+    arguments = engine.server_args
+    frames.write(
+        writer,
+        frames.Ready(
+            kv_tokens=int(info["max_total_num_tokens"]),
+            kv_dtype=str(arguments.kv_cache_dtype),
+            context_length=0,  # the first machine's to say
+            device=str(arguments.device),
+            bootstrap_port=0,
+        ),
+    )
+    parts = asyncio.ensure_future(asyncio.to_thread(started.block_until_scheduler_exits))
+    hung_up = asyncio.ensure_future(frames.read_command(reader))
+    await asyncio.wait((parts, hung_up), return_when=asyncio.FIRST_COMPLETED)
+    engine.shutdown()  # which ends the parts that the thread still waits for
+
+
 async def _serve(engine: Any, launch: frames.Launch, line: socket.socket) -> None:
     reader, writer = await asyncio.open_connection(sock=line)
     server = Server(engine, writer)
@@ -165,6 +188,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     line = socket.socket(fileno=int(sys.argv[1]))
     launch = msgspec.json.decode(sys.argv[2], type=frames.Launch)
+    is_follower = int(launch.arguments.get("node_rank", 0)) > 0
+    if is_follower:
+        # SGLang would wait inside the constructor for ever.
+        os.environ["SGLANG_BLOCK_NONZERO_RANK_CHILDREN"] = "0"
     try:
         engine = make_engine(launch.arguments)
     except Exception as error:  # told to the worker, which tells the operator
@@ -172,7 +199,7 @@ def main() -> None:
         asyncio.run(_refuse(line, error))
         sys.exit(1)
     try:
-        asyncio.run(_serve(engine, launch, line))
+        asyncio.run(_follow(engine, line) if is_follower else _serve(engine, launch, line))
     finally:
         engine.shutdown()
 

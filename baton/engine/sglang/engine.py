@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from baton.blocks import block_hashes, root_hash
@@ -26,6 +27,7 @@ from baton.engine.sglang.load import engine_stats
 from baton.engine.sglang.options import (
     AGGREGATED,
     PREFILL,
+    Places,
     SglangOptions,
     engine_arguments,
 )
@@ -34,7 +36,7 @@ from baton.engine.sglang.process import EngineProcess
 from baton.engine.sglang.rehash import CacheMirror
 from baton.engine.sglang.samples import Samples
 from baton.engine.sglang.sampling import sampling_arguments
-from baton.engine.sglang.start import describe, free_ports
+from baton.engine.sglang.start import describe, new_places
 from baton.engine.sglang.versions import check_version
 from baton.engine.sglang.wire import read_event
 from baton.errors import PreconditionError, StartupError, UnavailableError
@@ -64,6 +66,7 @@ class SglangEngine:
         self._mirror = CacheMirror(options.block_size, partial(root_hash, name))
         self._changes: list[KvEvent] = []
         self._samples = Samples(options.role)
+        self._scratch: TemporaryDirectory[str] | None = None
         self.restarts = 0
 
     @property
@@ -89,11 +92,39 @@ class SglangEngine:
         if self._process is None:
             await self._launch()
 
+    @property
+    def is_follower(self) -> bool:
+        """Tells whether another machine's engine serves and this one only computes for it."""
+        return self._options.node_rank > 0
+
+    async def follow(self, stop: asyncio.Event) -> None:
+        """Computes for the first machine's engine until `stop` is set.
+
+        Raises StartupError when the engine ends before: whoever started this process starts it
+        again, and it meets the first machine's next engine.
+        """
+        check_version()
+        process = EngineProcess(lambda _: None)
+        await process.start(frames.Launch(engine_arguments(self._options, self._new_places())))
+        logger.info("following node_rank=%d", self._options.node_rank)
+        waits = [asyncio.ensure_future(it.wait()) for it in (stop, process.ended)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await process.stop()
+        if not stop.is_set():
+            raise StartupError("the engine that this machine is part of ended")
+
     async def stop(self) -> None:
         """Ends the process; what runs on it fails. Again does nothing."""
         process, self._process = self._process, None
         if process is not None:
             await process.stop()
+        if self._scratch is not None:
+            await asyncio.to_thread(self._scratch.cleanup)
+            self._scratch = None
 
     async def supervise(self, on_change: Callable[[bool], Awaitable[None]]) -> None:
         """Starts the engine again whenever its process is gone."""
@@ -206,19 +237,21 @@ class SglangEngine:
         """The engine's process, while there is one."""
         return self._process.pid if self._process is not None else None
 
+    def _new_places(self) -> Places:
+        if self._scratch is None:
+            self._scratch = TemporaryDirectory(prefix="baton-sglang-")
+        return new_places(Path(self._scratch.name))
+
     async def _launch(self) -> None:
         options = self._options
-        ports = free_ports()
-        arguments = engine_arguments(options, ports)
+        places = self._new_places()
+        arguments = engine_arguments(options, places)
         process = EngineProcess(self._take_events)
-        events = f"tcp://127.0.0.1:{ports.events}"
-        ready = await process.start(
-            frames.Launch(arguments, events, f"tcp://127.0.0.1:{ports.replay}")
-        )
+        ready = await process.start(frames.Launch(arguments, places.events, places.replay))
         self._process = process
         self._capabilities = await asyncio.to_thread(describe, options, arguments, ready)
         if options.role == PREFILL:
-            self._rendezvous = f"{options.reachable}:{ports.bootstrap}"
+            self._rendezvous = f"{options.reachable}:{places.bootstrap}"
         await self._warm_up()
 
     async def _relaunch(self) -> None:

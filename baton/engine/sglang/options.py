@@ -54,18 +54,26 @@ class SglangOptions:
         return int(self.arguments.get("tp_size", 1))
 
     @property
+    def node_rank(self) -> int:
+        """Which of the machines that share the engine this is; the first one serves."""
+        return int(self.arguments.get("node_rank", 0))
+
+    @property
     def can_seed(self) -> bool:
         """Tells whether the engine honours a request's seed."""
         return bool(self.arguments.get("enable_deterministic_inference", False))
 
 
 @dataclass(frozen=True, slots=True)
-class Ports:
-    """Free ports of this start: where legs meet, and where events are published and replayed."""
+class Places:
+    """Of one start: the port where legs meet, and where events are published and replayed.
+
+    Events stay on this machine, between processes of one user: they name what people asked.
+    """
 
     bootstrap: int
-    events: int
-    replay: int
+    events: str
+    replay: str
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -75,7 +83,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             raise StartupError(f"engine.sglang.{name} is the mesh's: {_OWNED[name]}")
 
 
-def engine_arguments(options: SglangOptions, ports: Ports) -> dict[str, Any]:
+def engine_arguments(options: SglangOptions, places: Places) -> dict[str, Any]:
     """Returns the keyword arguments of `sglang.Engine`."""
     check_arguments(options.arguments)
     own: dict[str, Any] = {
@@ -83,7 +91,7 @@ def engine_arguments(options: SglangOptions, ports: Ports) -> dict[str, Any]:
         "skip_tokenizer_init": True,
         "page_size": options.block_size,
         "host": options.host,
-        "kv_events_config": json.dumps(_events(ports)),
+        "kv_events_config": json.dumps(_events(places)),
         "disable_radix_cache": not options.reuse_prefix,
     }
     defaults: dict[str, Any] = {
@@ -97,7 +105,7 @@ def engine_arguments(options: SglangOptions, ports: Ports) -> dict[str, Any]:
         defaults["max_total_tokens"] = kv_tokens(options)
     if options.role != AGGREGATED:
         own["disaggregation_mode"] = options.role
-        own["disaggregation_bootstrap_port"] = ports.bootstrap
+        own["disaggregation_bootstrap_port"] = places.bootstrap
         defaults["disaggregation_transfer_backend"] = TRANSFER_BACKEND
     if options.role == DECODE and options.reuse_prefix:
         defaults["disaggregation_decode_enable_radix_cache"] = True
@@ -134,9 +142,9 @@ def kv_bytes_per_token(config: Mapping[str, Any], dtype: str) -> int:
     return 2 * width * head_dim * int(config.get("num_key_value_heads") or heads)
 
 
-def _events(ports: Ports) -> dict[str, Any]:
+def _events(places: Places) -> dict[str, Any]:
     return {
         "publisher": "zmq",
-        "endpoint": f"tcp://0.0.0.0:{ports.events}",
-        "replay_endpoint": f"tcp://127.0.0.1:{ports.replay}",
+        "endpoint": places.events,
+        "replay_endpoint": places.replay,
     }

@@ -1,7 +1,7 @@
 """What a start needs of the machine, and what a started engine says it is."""
 
+import secrets
 import socket
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,34 @@ from baton.engine.sglang import frames
 from baton.engine.sglang.options import (
     AGGREGATED,
     DECODE,
-    Ports,
+    Places,
     SglangOptions,
     kv_bytes_per_token,
     read_model_config,
 )
 from baton.models import tokenizer_digest
 
+LISTENING_PORTS = range(20_000, 30_000)
+"""Systems give none of these to connections, so one that is free stays so while an engine loads."""
 
-def free_ports() -> Ports:
-    """Returns ports that are free now; held together, so that they differ."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(3)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return Ports(*(each.getsockname()[1] for each in sockets))
+
+def new_places(directory: Path) -> Places:
+    """Returns places that nobody uses; sockets of this machine are in `directory`."""
+    name = secrets.token_hex(4)
+    return Places(
+        _free_port(), f"ipc://{directory}/{name}-events", f"ipc://{directory}/{name}-replay"
+    )
+
+
+def _free_port() -> int:
+    while True:
+        port = secrets.choice(LISTENING_PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
 
 
 def describe(
