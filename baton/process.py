@@ -87,7 +87,7 @@ def run_process(
             advertise=options.advertise,
             shares_port=options.shares_port,
         )
-        _quieten_collector()
+        quieten_collector()
         uvloop.run(_run(service, config, listening, serve))
     except (ConfigError, StartupError, RegistrationError) as error:
         logging.shutdown()  # what is logged comes first: the last line is the reason
@@ -95,7 +95,7 @@ def run_process(
         raise typer.Exit(CANNOT_START) from None
 
 
-def _quieten_collector() -> None:
+def quieten_collector() -> None:
     """Keeps what was imported out of garbage collection, which then runs less often.
 
     Requests make few cycles; without this the collector took about a tenth of a busy router.

@@ -8,6 +8,7 @@ from typing import cast
 
 from baton.blocks import block_hashes, root_hash
 from baton.config import load_config
+from baton.process import quieten_collector
 from baton.state.fleet import FleetView
 from baton.state.members import Members, WorkerView
 from baton.state.prefix_index import PrefixIndex
@@ -67,6 +68,7 @@ def measure_decisions(
         config.cache.min_cache_hit_ratio,
         config.qos,
     )
+    quieten_collector()  # as every service does
     hashing, deciding = [], []
     for number in range(decisions):
         ids = prompts.ids(number).tolist()

@@ -3,8 +3,10 @@
 Both routers get the same number of requests outstanding, prompts of the same size and answers of
 16 tokens from workers that take the same time per token and compute nothing. Ours gets token ids
 and streams text and tokens; sglang-router gets text, which it does not tokenise either. CPU time
-is that of the router's process alone, over a measured window. Rounds alternate between the two, so
-that both see the same noise; the figures are medians over rounds, ratios are per round.
+is that of the router's process alone, over a measured window. Each mode is compared with the same
+mode: four workers that compute prompts themselves, and two that do with two that decode. The
+figures are of the first. Rounds alternate between the two routers, so that both see the same noise;
+the figures are medians over rounds, ratios are per round.
 """
 
 import asyncio
@@ -27,7 +29,20 @@ from bench.rivals import interpreter, running_sglang_router
 _MICRO = 1e6
 _INSTANT = ("--prefill-token-us", "0", "--transfer-ms", "0")
 _PACED_MS = 10.0
-_OURS, _RIVAL, _RIVAL_PD = "baton", "sglang", "sglang_pd"
+_OURS, _RIVAL = "baton", "sglang"
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """Workers of both routers; `suffix` goes behind the routers' names."""
+
+    suffix: str
+    prefill: int
+    decode: int
+
+
+REGULAR = Mode("", 0, 4)
+DISAGGREGATED = Mode("_pd", 2, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +71,7 @@ class Work:
         return [text for name, value in values.items() for text in (f"--{name}", str(value))]
 
 
-SHORT = Work("short", 64, 16, 48, 1.0)
+SHORT = Work("short", 64, 16, 128, 1.0)
 LONG_PROMPT = Work("4k", 4096, 16, 48, 1.0, shared_tokens=3072, groups=64)
 STREAM = Work("stream", 64, 256, 64, _PACED_MS)
 
@@ -78,35 +93,35 @@ class Options:
 async def measure(options: Options, directory: Path) -> Rounds:
     """Runs all rounds of all work."""
     rounds: Rounds = {}
-    await _measure_at_pace(options, directory / "near-zero", [SHORT, LONG_PROMPT], rounds)
-    await _measure_at_pace(options, directory / "paced", [STREAM], rounds)
+    for mode in (REGULAR, DISAGGREGATED):
+        here = directory / f"mode{mode.suffix}"
+        await _measure_at_pace(options, here / "near-zero", mode, [SHORT, LONG_PROMPT], rounds)
+        await _measure_at_pace(options, here / "paced", mode, [STREAM], rounds)
     return rounds
 
 
 async def _measure_at_pace(
-    options: Options, directory: Path, works: Sequence[Work], rounds: Rounds
+    options: Options, directory: Path, mode: Mode, works: Sequence[Work], rounds: Rounds
 ) -> None:
     step_ms = works[0].step_ms
     pace = ("--step-ms", str(step_ms), *_INSTANT)
+    plan = MeshPlan(mode.prefill, mode.decode, pace, settings=options.settings)
     async with AsyncExitStack() as stack:
-        mesh = await stack.enter_async_context(
-            running_mesh(MeshPlan(pace=pace, settings=options.settings), directory)
-        )
+        mesh = await stack.enter_async_context(running_mesh(plan, directory))
         targets: dict[str, tuple[str, list[str], int]] = {
             _OURS: ("bench.load", ["--address", mesh.router_address], mesh.router_pid)
         }
-        for label, disaggregated in ((_RIVAL, False), (_RIVAL_PD, True)):
-            if options.python is not None:
-                note(f"starting sglang-router ({label})")
-                rival = await stack.enter_async_context(
-                    running_sglang_router(
-                        options.python, directory, step_ms, disaggregated=disaggregated
-                    )
+        if options.python is not None:
+            rival = await stack.enter_async_context(
+                running_sglang_router(
+                    options.python, directory, step_ms, disaggregated=bool(mode.prefill)
                 )
-                targets[label] = ("bench.http_load", ["--port", str(rival.port)], rival.pid)
+            )
+            targets[_RIVAL] = ("bench.http_load", ["--port", str(rival.port)], rival.pid)
         for seed in steps(range(1, options.rounds + 1), "rounds"):
             for work in works:
-                for label, (load, where, pid) in targets.items():
+                for name, (load, where, pid) in targets.items():
+                    label = f"{name}{mode.suffix}"
                     command = module(
                         load, *where, "--watch", str(pid), *work.options(options.seconds, seed)
                     )
@@ -118,6 +133,7 @@ async def _measure_at_pace(
 def _summary(label: str, work: Work, cell: Cell) -> str:
     return (
         f"{label:10} {work.name:7} {cell['requests_per_s']:8.0f} requests/s  "
+        f"{_per_core(cell):8.0f} per core  "
         f"{_per_request_us(cell) or 0:8.0f} us/request  {_per_token_us(cell) or 0:7.1f} us/token  "
         f"{cell['tokens'] / max(1, cell['messages']):5.1f} tokens/message  "
         f"ttft p50 {cell['ttft_ms'].get('p50', 0):.1f} ms  errors {cell['errors']}"
@@ -126,6 +142,11 @@ def _summary(label: str, work: Work, cell: Cell) -> str:
 
 def _per_request_us(cell: Cell) -> float | None:
     return _MICRO * cell["watched_cpu_s"] / cell["completed"] if cell["completed"] else None
+
+
+def _per_core(cell: Cell) -> float:
+    """Returns the requests per second for each core that the router's process takes."""
+    return float(cell["completed"] / max(cell["watched_cpu_s"], 1e-9))
 
 
 def _per_token_us(cell: Cell) -> float | None:
@@ -174,7 +195,7 @@ def main() -> None:
 
 def _command(
     seconds: Annotated[float, typer.Option(help="Measured time of each cell. Seconds.")] = 6.0,
-    rounds: Annotated[int, typer.Option(help="Rounds; figures are their medians.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Rounds; figures are their medians.")] = 2,
     rival: Annotated[bool, typer.Option(help="Compare with sglang-router if it is there.")] = True,
     record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
     logs: Annotated[Path | None, typer.Option(help="Keep the processes' logs here.")] = None,

@@ -12,7 +12,7 @@ from google.rpc import code_pb2
 
 from baton.errors import BatonError, CancelledByPeerError, DeadlineError, InternalError
 from baton.rpc.link import CommandT, EventT, LinkSpec
-from baton.rpc.pace import LONGEST_S, Outbox, Pace
+from baton.rpc.pace import LONGEST_BUSY_S, Outbox, Pace
 from baton.rpc.status import to_end
 from baton.v1 import link_pb2
 
@@ -154,7 +154,7 @@ class _Session(Generic[CommandT, EventT]):
     def _start(self, command: Any) -> None:
         call: ServedCall[CommandT, EventT] = ServedCall(self, command)
         stream_id: int = command.stream_id
-        self._outbox.peer_interval_s = min(command.context.interval_s, LONGEST_S)
+        self._outbox.peer_interval_s = min(command.context.interval_s, LONGEST_BUSY_S)
         task = asyncio.get_running_loop().create_task(self._run(call))
         self._calls[stream_id] = (call, task)
         task.add_done_callback(lambda done: self._finish(stream_id, done))

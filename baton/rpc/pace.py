@@ -1,10 +1,11 @@
 """How often a process writes on its links, and the frames that wait for the next message.
 
 A message on an open stream costs a Python process the same whether it carries one frame or a
-hundred. While messages are rare each frame leaves at once. When there are many, messages of each
-link keep an interval, which grows until the process is back at its number of messages a second;
-frames that are ready meanwhile travel together. An opener tells its interval to whom it opens, so
-that a busy reader is written to less often.
+hundred. While messages are rare each frame leaves at once. When there are many, or the event loop
+has little time left, messages of each link keep an interval, which grows until the process is back
+at its number of messages a second or the interval at its bound; frames that are ready meanwhile
+travel together. An opener tells its interval to whom it opens, so that a busy reader is written to
+less often.
 """
 
 import asyncio
@@ -16,8 +17,14 @@ from typing import Any, Generic, TypeVar
 MESSAGES_PER_S = 1500.0
 """Messages in and out, over all links of a process, from which on they are spaced."""
 
+BUSY_SHARE = 0.5
+"""Share of a core that the event loop's thread takes from which on messages are spaced too."""
+
 LONGEST_S = 0.01
-"""The most that spacing holds a frame back. Seconds."""
+"""The most that spacing by the number of messages holds a frame back. Seconds."""
+
+LONGEST_BUSY_S = 0.02
+"""The most where the event loop is busy: then every message saved is time for the next request."""
 
 _SHORTEST_S = 0.001
 _WINDOW_S = 0.05
@@ -28,16 +35,22 @@ FrameT = TypeVar("FrameT")
 
 
 class Pace:
-    """The interval between two messages on one link, from how many the process has in all."""
+    """The interval between two messages on one link, from all that the process has to do.
+
+    `busy_clock` counts the seconds that the calling thread, the event loop's, has computed.
+    """
 
     def __init__(
         self,
         messages_per_s: float = MESSAGES_PER_S,
         clock: Callable[[], float] = time.monotonic,
+        busy_clock: Callable[[], float] = time.thread_time,
     ) -> None:
         self._messages_per_s = messages_per_s
         self._clock = clock
+        self._busy_clock = busy_clock
         self._since_s = clock()
+        self._busy_since_s = busy_clock()
         self._messages = 0
         self.interval_s = 0.0
 
@@ -47,10 +60,14 @@ class Pace:
         elapsed_s = self._clock() - self._since_s
         if elapsed_s < _WINDOW_S:
             return
+        busy_s = self._busy_clock()
+        busy = (busy_s - self._busy_since_s) / elapsed_s / BUSY_SHARE
         excess = self._messages / elapsed_s / self._messages_per_s
-        wanted_s = max(self.interval_s, _SHORTEST_S) * excess
-        self.interval_s = min(wanted_s, LONGEST_S) if wanted_s > _SHORTEST_S else 0.0
+        longest_s = LONGEST_BUSY_S if busy > 1 else LONGEST_S
+        wanted_s = max(self.interval_s, _SHORTEST_S) * max(excess, busy)
+        self.interval_s = min(wanted_s, longest_s) if wanted_s > _SHORTEST_S else 0.0
         self._since_s += elapsed_s
+        self._busy_since_s = busy_s
         self._messages = 0
 
 

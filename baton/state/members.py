@@ -38,7 +38,8 @@ class Members:
 
     def __init__(self) -> None:
         self._views: dict[str, WorkerView] = {}
-        self._by_role: dict[WorkerRole, tuple[WorkerView, ...]] = {}
+        self._by_role: dict[WorkerRole, list[WorkerView]] = {}
+        self._places: dict[str, int] = {}
         self._changed = asyncio.Event()
         self.generation = 0
 
@@ -50,10 +51,15 @@ class Members:
         return self._views.get(worker_id)
 
     def of_role(self, role: WorkerRole) -> Sequence[WorkerView]:
-        """Returns the live processes of a role by worker id; free when nothing changed."""
+        """Returns the live processes of a role by worker id.
+
+        The sequence follows the processes' figures until somebody joins or leaves.
+        """
         if role not in self._by_role:
             found = [view for view in self if view.record.role is role]
-            self._by_role[role] = tuple(sorted(found, key=lambda view: view.record.worker_id))
+            found.sort(key=lambda view: view.record.worker_id)
+            self._by_role[role] = found
+            self._places |= {view.record.worker_id: at for at, view in enumerate(found)}
         return self._by_role[role]
 
     def join(self, record: WorkerRecord) -> None:
@@ -83,8 +89,11 @@ class Members:
             return
         if view.stats is not None and view.stats.taken_at_s >= report.stats.taken_at_s:
             return
-        self._views[report.worker_id] = WorkerView(view.record, report.stats, taken_at_s)
-        self._by_role.pop(view.record.role, None)
+        newer = WorkerView(view.record, report.stats, taken_at_s)
+        self._views[report.worker_id] = newer
+        in_order = self._by_role.get(view.record.role)
+        if in_order is not None:
+            in_order[self._places[report.worker_id]] = newer
 
     async def wait_change(self, generation: int) -> int:
         """Returns the current `generation` once it differs from the one given."""
@@ -102,6 +111,7 @@ class Members:
             why,
         )
         self._by_role.clear()
+        self._places.clear()
         self.generation += 1
         self._changed.set()
         self._changed = asyncio.Event()

@@ -8,6 +8,8 @@ from typing import NamedTuple
 MAX_BLOCKS = 1 << 18
 """Blocks of all live predictions together; beyond it the oldest end early."""
 
+_ENDED_AT_ONCE = 2
+
 
 class _Holders:
     """Who is expected to hold a block until when; shared by all blocks predicted together."""
@@ -77,8 +79,20 @@ class Predictions:
         return [alone, *merged.values()]
 
     def expire(self, now_s: float) -> None:
-        """Ends all predictions whose time is up."""
-        while self._queue and self._queue[0].expires_s <= now_s:
+        """Ends predictions whose time is up: all, where none is left, or else the oldest few.
+
+        Each request adds two at most and asks as often, so a few at a time keep up, and no request
+        pays for the many that a burst left behind.
+        """
+        queue = self._queue
+        if queue and queue[-1].expires_s <= now_s:
+            self._by_hash.clear()
+            queue.clear()
+            self._queued_blocks = 0
+            return
+        for _ in range(_ENDED_AT_ONCE):
+            if not queue or queue[0].expires_s > now_s:
+                return
             self._end_oldest(now_s, early=False)
 
     def _end_oldest(self, now_s: float, *, early: bool) -> None:
@@ -87,14 +101,18 @@ class Predictions:
         until_s = ended.expires_s if early else now_s
         for holders in ended.holders:
             holders.expire(until_s)
-        own = ended.holders[0]
+        own, by_hash = ended.holders[0], self._by_hash
+        own_is_over = not own.mask
         for block in ended.hashes:
-            current = self._by_hash.get(block)
-            if current is not None and current is not own:
+            current = by_hash.get(block)
+            if current is own:
+                if own_is_over:
+                    del by_hash[block]
+            elif current is not None:
                 # A later prediction of the same block carries this one's holder on.
                 current.expire(until_s)
-            if current is not None and not current.mask:
-                del self._by_hash[block]
+                if not current.mask:
+                    del by_hash[block]
 
     def forget(self, bit: int) -> None:
         """Ends all predictions for one worker."""

@@ -17,6 +17,8 @@ from services.router.views import ViewMaker, decode_view, prefill_view
 
 logger = logging.getLogger(__name__)
 
+_SERVING = (WorkerRole.DECODE, WorkerRole.PREFILL)
+
 
 @dataclass(frozen=True, slots=True)
 class _Known:
@@ -27,6 +29,7 @@ class _Known:
     context_length: int
     block_size: int
     kv_bytes_per_token: int
+    has_misfits: bool
 
 
 class Candidates:
@@ -49,12 +52,16 @@ class Candidates:
         self._clock = clock
         self._facts: _Known | None = None
 
-    def workers(self, role: WorkerRole) -> list[WorkerView]:
+    def workers(self, role: WorkerRole) -> Sequence[WorkerView]:
         """Returns the workers of a role that serve this router's model with its tokenizer."""
+        found = self._fleet.workers(role)
+        return self._fitting(found) if self._known().has_misfits else found
+
+    def _fitting(self, views: Sequence[WorkerView]) -> list[WorkerView]:
         model = self._model
         return [
             view
-            for view in self._fleet.workers(role)
+            for view in views
             if view.record.model == model.name
             and view.record.tokenizer_digest == model.tokenizer_digest
         ]
@@ -130,8 +137,10 @@ class Candidates:
         """Returns what the records say; they change only when somebody joins or leaves."""
         generation = self._fleet.generation
         if self._facts is None or self._facts.generation != generation:
-            decode = self.workers(WorkerRole.DECODE)
-            workers = decode or self.workers(WorkerRole.PREFILL)
+            everyone = [self._fleet.workers(role) for role in _SERVING]
+            fitting = [self._fitting(views) for views in everyone]
+            decode, prefill = fitting
+            workers = decode or prefill
             lengths = [view.record.context_length for view in decode]
             self._facts = _Known(
                 generation=generation,
@@ -139,5 +148,6 @@ class Candidates:
                 context_length=min([self._model.context_length, *filter(None, lengths)]),
                 block_size=workers[0].record.block_size if workers else 0,
                 kv_bytes_per_token=workers[0].record.kv_bytes_per_token if workers else 0,
+                has_misfits=sum(map(len, fitting)) < sum(map(len, everyone)),
             )
         return self._facts

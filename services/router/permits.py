@@ -6,7 +6,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,27 +105,33 @@ class PermitClient:
         request goes on without a permit, or, of a class that fails closed, raises UnavailableError
         (NO_ADMISSION).
         """
-        async with AsyncExitStack() as stack:
-            yield await self._first_answer(stack, need, deadline_s, traceparent)
+        held = await self._first_answer(need, deadline_s, traceparent)
+        try:
+            yield held
+        finally:
+            if held.call is not None:
+                held.call.request_cancel(LONGEST_S)
 
     async def _first_answer(
-        self, stack: AsyncExitStack, need: PermitNeed, deadline_s: float | None, traceparent: str
+        self, need: PermitNeed, deadline_s: float | None, traceparent: str
     ) -> HeldPermit:
         for view in self._in_turn():
             command = admission_link_pb2.AdmissionCommand(start=_start(need))
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             link = self._links.link(view.record.address)
             call = link.open(command, timeout_s=left_s, traceparent=traceparent)
+            held = None
             try:
-                async with AsyncExitStack() as attempt:
-                    await attempt.enter_async_context(call)
-                    held = await _granted(call)
-                    await stack.enter_async_context(attempt.pop_all())
-                    return held
+                held = await _granted(call)
             except (UnavailableError, CancelledByPeerError) as error:
                 if not _is_gone(error):
                     raise
                 logger.warning("admission gone worker=%s: %s", view.record.worker_id, error)
+            finally:
+                if held is None:
+                    call.request_cancel(LONGEST_S)
+            if held is not None:
+                return held
         if need.priority in self._closed:
             self.failed_closed[need.priority] += 1
             raise UnavailableError(

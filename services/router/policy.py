@@ -75,6 +75,33 @@ class DecodeView:
     takes_prefilled: bool = True
     costs: CostModel = field(default=DECLARED_COSTS, repr=False)
     queued_pairs: float | None = None
+    standing: "StandingTerms" = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "standing", _standing_terms(self))
+
+
+class StandingTerms(NamedTuple):
+    """What a decode worker's load costs whoever comes, in seconds: the same for every request.
+
+    `join_s` is its decode step now and `next_s` with one stream more, `ahead_s` the prompts in its
+    queue, `streams` its running generations per token of an answer.
+    """
+
+    join_s: float
+    next_s: float
+    ahead_s: float
+    streams: float
+
+
+def _standing_terms(view: DecodeView) -> StandingTerms:
+    costs, load = view.costs, view.decode_load
+    base, each, token = costs.step
+    join_s = base + each * load + token * view.resident_tokens
+    ahead_s = 0.0
+    if view.queue_length or view.queued_tokens:
+        ahead_s = costs.queue_s(view.queue_length, view.queued_tokens, view.queued_pairs)
+    return StandingTerms(join_s, join_s + each, ahead_s, load / costs.output_tokens)
 
 
 @dataclass(frozen=True, slots=True)

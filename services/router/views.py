@@ -12,7 +12,10 @@ from services.router.credits import NOTHING_UNSEEN, Credits, Suspects
 from services.router.policy import DECLARED_COSTS, DecodeView, PrefillView, View
 
 REMAKE_AFTER_S = 0.25
-"""A view that is otherwise the same gets its new age after this long."""
+"""A view that is otherwise the same gets its new age after half to all of this time, each worker
+at another moment: no request should pay for all of them."""
+
+_MOMENTS = 64
 
 BORROW_EVERY_S = 1.0
 
@@ -101,32 +104,35 @@ class ViewMaker(Generic[View]):
         # Once per worker and request: what is not needed here is done where a view is made.
         for worker in workers:
             name = worker.record.incarnation
-            unseen = NOTHING_UNSEEN
-            if name in holders:
-                unseen = credits.unseen(name, worker.stats_at_s)
+            unseen = credits.unseen(name, worker.stats_at_s) if name in holders else NOTHING_UNSEEN
+            cached_tokens, is_suspect = cached.get(name, 0), name in suspected
             made = known(name)
-            if (
-                made is None
-                or made.source is not worker
-                or made.cached_tokens != cached.get(name, 0)
-                or made.until_s <= now_s
-                or made.unseen != unseen
-                or made.is_suspect is not (name in suspected)
-            ):
-                made = self._remake(worker, unseen, cached.get(name, 0), now_s, name in suspected)
-            views.append(made.view)
+            if made is not None:
+                source, until_s, had, had_unseen, was_suspect, view = made
+                if (
+                    source is worker
+                    and until_s > now_s
+                    and had == cached_tokens
+                    and had_unseen == unseen
+                    and was_suspect is is_suspect
+                ):
+                    views.append(view)
+                    continue
+            views.append(self._remake(worker, unseen, cached_tokens, now_s, is_suspect))
         return views
 
     def _remake(
         self, worker: WorkerView, unseen: Unseen, cached_tokens: int, now_s: float, is_suspect: bool
-    ) -> "_Made[View]":
+    ) -> View:
         stats = worker.stats or _NO_STATS
         costs, age_s = self._costs.of(stats.costs), worker.age_s(now_s)
         seen = Sighting(worker, stats, costs, unseen, cached_tokens, age_s, is_suspect)
         view = self._make(seen)
-        made = _Made(worker, now_s + REMAKE_AFTER_S, cached_tokens, unseen, is_suspect, view)
-        self._made[worker.record.incarnation] = made
-        return made
+        incarnation = worker.record.incarnation
+        until_s = now_s + REMAKE_AFTER_S * (1 + hash(incarnation) % _MOMENTS / _MOMENTS) / 2
+        made = _Made(worker, until_s, cached_tokens, unseen, is_suspect, view)
+        self._made[incarnation] = made
+        return view
 
 
 def prefill_view(seen: Sighting) -> PrefillView:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from baton.rpc.pace import LONGEST_S, Outbox, Pace
+from baton.rpc.pace import LONGEST_BUSY_S, LONGEST_S, Outbox, Pace
 from baton.v1 import decode_link_pb2 as frames
 
 
@@ -14,6 +14,10 @@ class ManualClock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+def idle() -> float:
+    return 0.0
 
 
 def event(*ids: int) -> frames.DecodeEvent:
@@ -28,24 +32,35 @@ def pass_messages(pace: Pace, clock: ManualClock, per_s: float, seconds: float) 
 
 def test_few_messages_are_not_spaced() -> None:
     clock = ManualClock()
-    pace = Pace(1000, clock)
+    pace = Pace(1000, clock, idle)
     pass_messages(pace, clock, per_s=500, seconds=5)
     assert pace.interval_s == 0
 
 
 def test_many_messages_are_spaced_within_the_bound_and_no_longer_than_they_are_many() -> None:
     clock = ManualClock()
-    pace = Pace(1000, clock)
+    pace = Pace(1000, clock, idle)
     pass_messages(pace, clock, per_s=8000, seconds=1)
     assert pace.interval_s == LONGEST_S
     pass_messages(pace, clock, per_s=100, seconds=1)
     assert pace.interval_s == 0
 
 
+def test_busy_event_loop_spaces_few_messages_until_it_has_time_again() -> None:
+    clock, busy = ManualClock(), ManualClock()
+    pace = Pace(1000, clock, busy)
+    for share, expected_s in ((0.3, 0.0), (0.8, LONGEST_BUSY_S), (0.1, 0.0)):
+        for _ in range(400):
+            clock.now_s += 0.005
+            busy.now_s += share * 0.005
+            pace.note()
+        assert pace.interval_s == expected_s
+
+
 @pytest.mark.parametrize("links", [2, 6])
 def test_spacing_brings_the_process_to_its_number_of_messages(links: int) -> None:
     clock = ManualClock()
-    pace = Pace(1000, clock)
+    pace = Pace(1000, clock, idle)
     sent = 0
     while clock.now_s < 5:
         # Each link always has a frame to send.

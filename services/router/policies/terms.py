@@ -82,12 +82,12 @@ def rank_prefills(
     """Returns what the prefill workers cost, whatever decodes; as fast as `rank_decodes`."""
     ranked, prompt = [], request.prompt_tokens
     for view in views:
-        cached = view.cached_tokens
-        uncached = max(1, prompt - cached)
-        start, linear, attention = view.costs.prefill
+        costs, cached = view.costs, view.cached_tokens
+        uncached = prompt - cached if prompt > cached else 1
+        start, linear, attention = costs.prefill
         cost_s = start + uncached * (linear + attention * (cached + uncached / 2))
         if view.queue_length or view.queued_tokens:
-            cost_s += wait_s(view)
+            cost_s += costs.queue_s(view.queue_length, view.queued_tokens, view.queued_pairs)
         ranked.append((cost_s, view))
     return ranked
 
@@ -110,23 +110,22 @@ def rank_decodes(
     computing, receiving = [], []
     prompt, token_bytes = request.prompt_tokens, request.kv_bytes_per_token
     for view in views:
-        cached, load, resident = view.cached_tokens, view.decode_load, view.resident_tokens
         costs = view.costs
-        missing = max(0, prompt - cached)
-        uncached = max(1, prompt - cached)
-        base, each, token = costs.step
-        join_s = base + each * load + token * resident
-        shared_s = tpot_price * (join_s + each + token * prompt)
-        if load and view.kv_free_tokens is not None:
-            shared_s += admit_s(request, view, is_local=False)
+        join_s, next_s, ahead_s, streams = view.standing
+        shared_s = tpot_price * (next_s + costs.step[2] * prompt)
+        cached = view.cached_tokens
+        missing = prompt - cached if prompt > cached else 0
+        uncached = missing or 1
         start, linear, attention = costs.prefill
         alone_s = start + uncached * (linear + attention * (cached + uncached / 2))
-        steps_s = (0.5 - (-uncached // chunk_tokens)) * join_s if load else 0.0
-        streams_s = tpot_price * load * alone_s / costs.output_tokens
-        ahead_s = 0.0
-        if view.queue_length or view.queued_tokens:
-            ahead_s = costs.queue_s(view.queue_length, view.queued_tokens, view.queued_pairs)
-        computing.append((shared_s + ahead_s + alone_s + steps_s + streams_s, view))
+        compute_s = ahead_s + alone_s
+        if streams:
+            free = view.kv_free_tokens
+            if free is not None and missing > free:
+                shared_s += admit_s(request, view, is_local=False)
+            steps = 0.5 - (-uncached // chunk_tokens)
+            compute_s += steps * join_s + tpot_price * streams * alone_s
+        computing.append((shared_s + compute_s, view))
         fixed, each_byte = costs.transfer
         receiving.append((shared_s + fixed + each_byte * missing * token_bytes, view))
     return RankedDecodes(computing, receiving)
