@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from baton.client import Completion, Prompt, RequestOptions, RouterClient
 from baton.errors import BatonError
@@ -25,7 +26,7 @@ _TOKENS = range(300, 4000)
 class LoadStep:
     """What is sent: `rate_per_s` requests, `factor` times as many in the middle phase.
 
-    Times in seconds, lengths in tokens. `settings` are BATON_ variables for all processes.
+    Times in seconds, lengths in tokens.
     """
 
     rate_per_s: float
@@ -33,7 +34,6 @@ class LoadStep:
     phase_s: float = 25.0
     prompt_tokens: int = 1500
     output_tokens: int = 48
-    settings: Mapping[str, str] = field(default_factory=dict)
     autoscale: tuple[str, ...] = (
         "--interval",
         "1",
@@ -59,11 +59,37 @@ class StepResult:
     last: tuple[int, int] = (0, 0)
 
 
+class Moves(NamedTuple):
+    """Seconds until a worker served: started cold, come over to prefill, and back to decode."""
+
+    cold_start_s: float
+    to_prefill_s: float
+    to_decode_s: float
+
+
+async def run_moves(settings: Mapping[str, str], run_dir: Path) -> Moves:
+    """Changes the role of an idle worker and changes it back."""
+    options = StackOptions(prefill=1, decode=2, router_port=0, run_dir=run_dir, environ=settings)
+    async with Stack(options) as stack:
+        cold_s = stack.member("decode-0").start_s
+        there = stack.member(await stack.move_worker("decode-0"))
+        there_s = there.move_s
+        back_s = stack.member(await stack.move_worker(there.name)).move_s
+    assert cold_s is not None
+    assert there_s is not None
+    assert back_s is not None
+    return Moves(cold_s, there_s, back_s)
+
+
 async def run_step(
-    step: LoadStep, run_dir: Path, leader_dies_after_s: float | None = None
+    step: LoadStep,
+    settings: Mapping[str, str],
+    run_dir: Path,
+    leader_dies_after_s: float | None = None,
 ) -> StepResult:
     """Runs the mesh, the load and the fleet's way back to its smallest size; then stops all.
 
+    `settings` are BATON_ variables for all processes.
     With `leader_dies_after_s` the autoscaler is killed so long after the load went up.
     """
     result = StepResult()
@@ -72,7 +98,7 @@ async def run_step(
         decode=1,
         router_port=0,
         run_dir=run_dir,
-        environ=step.settings,
+        environ=settings,
         autoscale=step.autoscale,
     )
     async with Stack(options) as stack, RouterClient(stack.router_address) as client:

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from baton.models import DEFAULT_MODEL
 from baton.requests import SamplingParams
 from baton.state import keys
 from baton.state.connect import connect
+from tests.e2e.conftest import Reference
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(240)]
@@ -31,18 +32,34 @@ SETTINGS = {
     "BATON_QOS__TTFT_SLO_MS": "1000",
     "BATON_QOS__TPOT_SLO_MS": "9",
 }
+EMBEDDED = {**SETTINGS, "BATON_ENGINE__KIND": "torch", "BATON_QOS__TPOT_SLO_MS": "30"}
+SPEC = load_spec(DEFAULT_MODEL)
 TOKENS = 96
+EMBEDDED_TOKENS = 32
 PROMPT_TOKENS = 700
+
+
+Question = tuple[tuple[int, ...], list[int]]
+"""A prompt and the only right answer to it."""
+
+
+def simulated_question(rng: random.Random) -> Question:
+    prompt = random_prompt(rng)
+    return prompt, answer(prompt, TOKENS, SPEC.vocab_size, SPEC.eos_ids)
+
+
+def random_prompt(rng: random.Random) -> tuple[int, ...]:
+    return tuple(rng.randrange(300, 4000) for _ in range(PROMPT_TOKENS))
 
 
 class Load:
     """Requests that never stop until told; each answer is compared with what it must be."""
 
-    def __init__(self, router: str, clients: int) -> None:
+    def __init__(self, router: str, clients: int, ask: Callable[[random.Random], Question]) -> None:
         self.done = 0
         self._router = router
         self._clients = clients
-        self._spec = load_spec(DEFAULT_MODEL)
+        self._ask = ask
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -54,21 +71,25 @@ class Load:
         self._stop.set()
 
     async def _client(self, client: RouterClient, rng: random.Random) -> None:
-        sampling = SamplingParams(max_tokens=TOKENS, temperature=0.0, ignore_eos=True)
-        options = RequestOptions(sampling=sampling, timeout_s=60)
         while not self._stop.is_set():
-            prompt = tuple(rng.randrange(300, 4000) for _ in range(PROMPT_TOKENS))
+            prompt, wanted = self._ask(rng)
+            sampling = SamplingParams(max_tokens=len(wanted), temperature=0.0, ignore_eos=True)
+            options = RequestOptions(sampling=sampling, timeout_s=60)
             got: list[int] = []
             async for part in client.generate(Prompt(input_ids=prompt), options):
                 if not isinstance(part, Completion):
                     got += part.output_ids
-            assert got == answer(prompt, TOKENS, self._spec.vocab_size, self._spec.eos_ids)
+            assert got == wanted
             self.done += 1
 
 
 @asynccontextmanager
-async def loaded(stack: Stack, clients: int = 8) -> AsyncIterator[Load]:
-    load = Load(stack.router_address, clients)
+async def loaded(
+    stack: Stack,
+    clients: int = 8,
+    ask: Callable[[random.Random], Question] = simulated_question,
+) -> AsyncIterator[Load]:
+    load = Load(stack.router_address, clients, ask)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(load.run())
         try:
@@ -77,13 +98,19 @@ async def loaded(stack: Stack, clients: int = 8) -> AsyncIterator[Load]:
             load.stop()
 
 
-def options(tmp_path: Path, prefill: int, decode: int, **more: object) -> StackOptions:
+def options(
+    tmp_path: Path,
+    prefill: int,
+    decode: int,
+    environ: Mapping[str, str] = SETTINGS,
+    **more: object,
+) -> StackOptions:
     return StackOptions(
         prefill=prefill,
         decode=decode,
         router_port=0,
         run_dir=tmp_path,
-        environ=SETTINGS,
+        environ=environ,
         **more,  # type: ignore[arg-type]
     )
 
@@ -120,6 +147,26 @@ async def test_workers_change_roles_under_load_and_lose_nothing(tmp_path: Path) 
         await eventually(lambda: load.done > after + 8, timeout_s=60)
     names = {member.name for member in stack.members if member.role.is_worker}
     assert names == {"decode-2", "decode-3", "prefill-1"}
+
+
+async def test_embedded_workers_keep_their_model_when_they_change_roles(
+    tmp_path: Path, reference: Reference
+) -> None:
+    prompts = [random_prompt(random.Random(number)) for number in range(4)]
+    questions = [(it, reference.greedy(list(it), EMBEDDED_TOKENS)) for it in prompts]
+    async with (
+        Stack(options(tmp_path, 1, 2, EMBEDDED)) as stack,
+        loaded(stack, 3, lambda rng: rng.choice(questions)) as load,
+    ):
+        await eventually(lambda: load.done > 4, timeout_s=60)
+        process = stack.processes["decode-0"]
+        assert await stack.move_worker("decode-0") == "prefill-1"
+        assert await stack.move_worker("prefill-0") == "decode-2"
+        assert stack.processes["prefill-1"] == process
+        after = load.done
+        await eventually(lambda: load.done > after + 4, timeout_s=60)
+        loads = stack.log("decode-0").read_text().count("loading weights")
+    assert loads == 1
 
 
 async def test_load_makes_both_pools_grow_whoever_leads(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from baton.v1 import admission_pb2, decode_pb2, prefill_pb2, router_pb2
 ROOT = Path(__file__).parents[2]
 OURS = ("router", "admission", "prefill", "decode")
 IMAGES = (*OURS, "gateway")
+DOCKERFILES = (*IMAGES, "autoscaler")
+"""The autoscaler is an image for Kubernetes: beside compose it runs on the host."""
+
 WORKERS = ("prefill", "decode")
 EXTRAS = {
     "router": "[router]",
@@ -25,6 +28,7 @@ EXTRAS = {
     "prefill": "[worker]",
     "decode": "[worker]",
     "gateway": "[gateway]",
+    "autoscaler": "[kubernetes]",
 }
 HEAVY = {"torch", "nixl", "transformers", "safetensors"}
 
@@ -191,22 +195,32 @@ def test_image_runs_as_a_user_without_privileges(service: str) -> None:
     assert instructions(service).index(users[0]) > last_stage
 
 
-@pytest.mark.parametrize("service", IMAGES)
+@pytest.mark.parametrize("service", DOCKERFILES)
 def test_image_is_built_in_stages_on_the_pinned_base(service: str) -> None:
     stages = [line for line in instructions(service) if line.startswith("FROM")]
     assert stages[0] == "FROM ${BASE_IMAGE} AS dependencies"
     assert stages[-1] == "FROM ${BASE_IMAGE}"
     assert f"ARG BASE_IMAGE={variables()['PYTHON_IMAGE']}" in instructions(service)
-    assert "${PYTHON_IMAGE" in services()[service]["build"]["args"]["BASE_IMAGE"]
+    if service in services():
+        assert "${PYTHON_IMAGE" in services()[service]["build"]["args"]["BASE_IMAGE"]
 
 
-@pytest.mark.parametrize("service", IMAGES)
+@pytest.mark.parametrize("service", DOCKERFILES)
+def test_images_differ_in_what_they_install_and_start_alone(service: str) -> None:
+    def shape(name: str) -> list[str]:
+        text = " ".join(instructions(name)).replace(f'".{EXTRAS[name]}"', '".EXTRA"')
+        return re.sub(r"74\d\d", "PORT", text).replace(f"baton-{name}", "baton-NAME").split()
+
+    assert shape(service) == shape("decode" if service in WORKERS else "router")
+
+
+@pytest.mark.parametrize("service", DOCKERFILES)
 def test_image_needs_no_dockerfile_frontend_from_a_registry(service: str) -> None:
     first = (ROOT / "services" / service / "Dockerfile").read_text().splitlines()[0]
     assert not re.match(r"#\s*syntax\s*=", first)
 
 
-@pytest.mark.parametrize("service", IMAGES)
+@pytest.mark.parametrize("service", DOCKERFILES)
 def test_image_installs_its_extra_alone_and_pinned(service: str) -> None:
     installs = [line for line in instructions(service) if "pip install" in line]
     assert f'pip install --constraint constraints.txt ".{EXTRAS[service]}"' in installs[0]
@@ -214,8 +228,8 @@ def test_image_installs_its_extra_alone_and_pinned(service: str) -> None:
     assert len(installs) == 2
 
 
-@pytest.mark.parametrize("extra", ["", "router", "gateway"])
-def test_router_admission_and_gateway_requirements_hold_no_torch(extra: str) -> None:
+@pytest.mark.parametrize("extra", ["", "router", "gateway", "kubernetes"])
+def test_light_requirements_hold_no_torch(extra: str) -> None:
     found = requirements(extra)
     assert {"grpcio", "redis"} <= found
     assert not found & HEAVY
