@@ -1,242 +1,181 @@
-"""`make bench-sim`: how fast the simulator is and what it says, as tables and one JSON line."""
+"""`make bench-sim`: how fast the simulator is and what it says, as tables and one JSON line.
+
+Parts can be measured one by one; with `--record` the figures of the others stay what they were
+recorded as, and each part's record says of which code and on how busy a machine it is.
+"""
 
 import asyncio
+import json
 import resource
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from baton.config import Config
 from bench.parity.times import QUANTILES, compare_times, schedule
-from bench.report import emit, note
+from bench.report import RESULTS, commit, emit, machine
+from sim import bench_figures
+from sim.bench_compare import Case, Compared, Comparison, mean
 from sim.bench_speed import speeds
 from sim.costs.hardware import Hardware
 from sim.costs.presets import H100_COPY, UnknownHardwareError, hardware
-from sim.experiment import Experiment, LimitedTrace, Run, run_seeds
-from sim.fleet import MIXED_BUDGET, FleetSpec
-from sim.planner import Planner, splits
-from sim.results import plots
-from sim.results.recorder import Recorder, Slo
-from sim.results.summary import Estimate, summarise
-from sim.results.table import comparison, width
-from sim.setting import promising
-from sim.setup import PolicySpec
-from sim.traces.arrivals import Arrivals
+from sim.experiment import LimitedTrace
+from sim.fleet import FleetSpec
+from sim.planner import Report
+from sim.results.recorder import Slo
+from sim.results.table import width
+from sim.setting import progress_bar
 from sim.traces.find import find
-from sim.traces.synthetic import InterferenceTrace, MixTrace
-from sim.workload import Trace
 
-SEEDS = (1, 2, 3)
-KNEE_LOADS = (0.5, 1.0, 1.5, 2.0)
-"""Loads that are compared, relative to what the best split serves."""
+PARTS = ("speed", "conversation", "azure-code", "figures", "parity")
 # Mooncake's limit for TTFT at these lengths, the chapter's for TPOT: a decode step takes 30 ms.
 CONVERSATION_SLO = Slo(ttft_s=30.0, tpot_s=0.05)
 CODE_SLO = Slo(ttft_s=2.0, tpot_s=0.05)
-MIX_SLO = Slo(ttft_s=2.0, tpot_s=0.06)
 FIGURES = Path(__file__).resolve().parents[1] / "docs" / "figures"
+NAMES = (
+    "seconds_conversation_16w",
+    "seconds_conversation_1024w",
+    "peak_mb",
+    "goodput_ratio_tpot_bound",
+    "oracle_agreement",
+    "offload_share",
+    "hit_share_of_ideal",
+    "interference",
+    "parity_p50_error",
+    "parity_p99_error",
+)
+
+Figures = dict[str, float | None]
+Part = Callable[[], tuple[Figures, Any]]
+"""Measures; returns the figures of the JSON line, and everything else for the record."""
 
 
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A trace on as many workers, and the limits."""
+class Bench:
+    """The parts. `report` hears what is being simulated."""
 
-    name: str
-    trace: Trace
-    workers: int
-    slo: Slo
+    def __init__(self, console: Console, requests: int, folder: Path | None) -> None:
+        self._console = console
+        self._requests = requests
+        self._folder = folder
+        self._machine = _hardware(console)
+        self.report: Report = lambda what: None
 
+    def parts(self) -> dict[str, Part]:
+        """Returns the parts by name."""
+        return {
+            "speed": self._speed,
+            "conversation": self._conversation,
+            "azure-code": self._code,
+            "figures": self._single,
+            "parity": self._parity,
+        }
 
-@dataclass(slots=True)
-class Found:
-    """What a comparison found."""
+    def _speed(self) -> tuple[Figures, Any]:
+        found = speeds(self._console, self._machine, find("conversation").trace)
+        seconds = {it["workers"]: it["seconds"] for it in found}
+        return {
+            "seconds_conversation_16w": seconds[16],
+            "seconds_conversation_1024w": seconds[1024],
+            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }, found
 
-    split: str = ""
-    split_load: float = 0.0
-    flat_load: float = 0.0
-    ratio: float | None = None
-    at_loads: list[dict[str, Any]] = field(default_factory=list)
+    def _conversation(self) -> tuple[Figures, Any]:
+        found = self._compare("conversation", 16, CONVERSATION_SLO)
+        return {"goodput_ratio_tpot_bound": found.ratio}, asdict(found)
+
+    def _code(self) -> tuple[Figures, Any]:
+        return {}, asdict(self._compare("azure-code", 4, CODE_SLO))
+
+    def _compare(self, name: str, workers: int, slo: Slo) -> Compared:
+        trace = find(name)
+        if trace.note:
+            self._console.print(f"note: {trace.note}")
+        case = Case(name, LimitedTrace(trace.trace, self._requests), workers, slo)
+        return Comparison(self._console, self._machine, case, self.report, self._folder).run()
+
+    def _single(self) -> tuple[Figures, Any]:
+        whole = find("conversation").trace
+        half = FleetSpec(self._machine, 8, 8)
+        known = (self._console, self._machine, self.report)
+        at_one = bench_figures.at_recorded_speed(
+            self._console, half, whole, CONVERSATION_SLO, self.report
+        )
+        mix, interference = bench_figures.mix(*known), bench_figures.interference(*known)
+        offloaded = {load: mean(figures, "offload_share") for load, figures in mix.items()}
+        return {
+            "oracle_agreement": mean(at_one, "oracle_agreement"),
+            "offload_share": offloaded[f"{bench_figures.MIX_PER_S:g}/s"],
+            "hit_share_of_ideal": mean(at_one, "hit_share_of_ideal"),
+            "interference": interference["split"],
+        }, {"offload_share": offloaded, "interference": interference}
+
+    def _parity(self) -> tuple[Figures, Any]:
+        """Compares TTFT and TPOT with a mesh of embedded engines, 1P+1D."""
+        self.report("a mesh on this machine")
+        seen = asyncio.run(compare_times(schedule(2, 120, 0.5)))
+        self._console.print(seen.probed.describe(), soft_wrap=True)
+        figures: Figures = {}
+        details: dict[str, Any] = {"others": seen.others}
+        for name, share in QUANTILES:
+            errors = {what: seen.error(what, share) for what in ("ttft", "tpot")}
+            figures[f"parity_{name}_error"] = max(errors.values())
+            for what, error in errors.items():
+                real, made = (round(1e3 * value, 1) for value in seen.both(what, share))
+                self._console.print(
+                    f"{what} {name}: mesh {real} ms, simulator {made} ms, error {error:.1%}"
+                )
+                details[f"{what}_{name}"] = {"mesh_ms": real, "simulator_ms": made}
+        if seen.others is not None:
+            self._console.print(f"others used {seen.others:.0%} of the machine meanwhile")
+        return figures, details
 
 
 def main(
-    requests: Annotated[int, typer.Option(help="Of each trace, for the comparisons.")] = 3000,
-    parity: Annotated[bool, typer.Option(help="Compare with a mesh on CPU workers.")] = True,
+    parts: Annotated[str, typer.Option(help=f"Some of {', '.join(PARTS)}.")] = ",".join(PARTS),
+    requests: Annotated[int, typer.Option(help="Of each trace, for the comparisons.")] = 2000,
     record: Annotated[bool, typer.Option(help="Keep the result and the plots.")] = False,
 ) -> None:
     """Print the tables and, last, the JSON line; null is what was not measured."""
-    console = Console(width=width(2))
-    found = find("conversation")
-    if found.note:
-        console.print(f"note: {found.note}")
-    machine = _hardware(console)
-    console.print(machine.describe(), soft_wrap=True)
-    code = find("azure-code")
-    details: dict[str, Any] = {"speed": speeds(console, machine, found.trace)}
-    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    folder = FIGURES if record else None
-    talk = Case("conversation", LimitedTrace(found.trace, requests), 16, CONVERSATION_SLO)
-    compared = _compare(console, machine, talk, folder)
-    details["conversation"] = compared
-    if not code.note:
-        short = Case("azure-code", LimitedTrace(code.trace, requests), 4, CODE_SLO)
-        details["azure-code"] = _compare(console, machine, short, folder)
-    at_one = _at_one(console, machine, found.trace, compared)
-    mix = _mix(console, machine)
-    details["interference_aggregated"], interference = _interference(console, machine)
-    errors = _parity(console) if parity else {}
-    details["parity"] = errors
-    seconds = {it["workers"]: it["seconds"] for it in details["speed"]}
-    emit(
-        "sim",
-        {
-            "seconds_conversation_16w": seconds[16],
-            "seconds_conversation_1024w": seconds[1024],
-            "peak_mb": peak_mb,
-            "goodput_ratio_tpot_bound": compared.ratio,
-            "oracle_agreement": _mean(at_one, "oracle_agreement"),
-            "offload_share": _mean(mix, "offload_share"),
-            "hit_share_of_ideal": _mean(at_one, "hit_share_of_ideal"),
-            "interference": interference,
-            "parity_p50_error": errors.get("p50"),
-            "parity_p99_error": errors.get("p99"),
-        },
-        {name: _plain(value) for name, value in details.items()},
-        record,
-    )
+    console = Console(width=width(3))
+    bench = Bench(console, requests, FIGURES if record else None)
+    known = bench.parts()
+    chosen = parts.split(",")
+    if unknown := set(chosen) - set(known):
+        raise typer.BadParameter(f"no part {', '.join(sorted(unknown))}", param_hint="--parts")
+    figures: Figures = dict.fromkeys(NAMES)
+    details: dict[str, Any] = {}
+    if record:
+        kept = _recorded()
+        figures |= kept.get("figures", {})
+        details |= kept.get("details", {})
+    with progress_bar(Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(chosen))
+        bench.report = lambda what: progress.update(task, description=what)
+        for name in chosen:
+            found, detail = known[name]()
+            figures |= found
+            details[name] = {"of": {"commit": commit(), **machine()}, "found": detail}
+            progress.advance(task)
+    emit("sim", figures, details, record)
+
+
+def _recorded() -> dict[str, Any]:
+    path = RESULTS / "sim.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
 
 
 def _hardware(console: Console) -> Hardware:
     try:
-        return hardware("h100")
+        found = hardware("h100")
     except UnknownHardwareError as error:
         console.print(f"note: {error}", soft_wrap=True)
-        return H100_COPY
-
-
-def _compare(console: Console, machine: Hardware, case: Case, folder: Path | None) -> Found:
-    """Finds the best split of the workers, then compares it with none up to twice its knee."""
-    base = _experiment(FleetSpec(machine, aggregated=case.workers), case.trace, case.slo)
-    planner = Planner(report=note)
-    flat = planner.capacity(base)
-    sized = planner.best(replace(base, fleet=fleet) for fleet in splits(base.fleet))
-    if not sized:
-        return Found(flat_load=flat.load)
-    best = sized[-1]
-    found = Found(best.experiment.fleet.label, best.load, flat.load)
-    at_capacity = [_summary(run_seeds(it.experiment.at(it.load), SEEDS)) for it in (best, flat)]
-    rates = [_mean(summary, "goodput_per_s") for summary in at_capacity]
-    found.ratio = rates[0] / rates[1] if rates[0] and rates[1] else None
-    curves: dict[str, list[tuple[float, Estimate]]] = {}
-    recorders: dict[str, Recorder] = {}
-    for share in KNEE_LOADS:
-        columns = []
-        for experiment in (best.experiment, flat.experiment):
-            runs = run_seeds(experiment.at(share * best.load), SEEDS)
-            summary, recorder = _summary(runs), runs[0].recorder
-            columns.append((experiment.label.replace(" ", "\n"), summary))
-            recorders[experiment.fleet.label] = recorder
-            value = summary["goodput_per_s"]
-            if value is not None:
-                offered = recorder.everyone.offered / recorder.span_s
-                curves.setdefault(experiment.fleet.label, []).append((offered, value))
-        load = share * best.load
-        console.print(comparison(f"{case.trace.name} at {load:.2f}x ({share:g} knees)", columns))
-        found.at_loads.append(
-            {"load": load, **{name.split("\n")[0]: _means(summary) for name, summary in columns}}
-        )
-        if folder is not None and share == 1.0:
-            plots.cdfs(folder / f"{case.name}-latency", recorders)
-    if folder is not None:
-        plots.goodput_over_load(folder / f"{case.name}-goodput", curves)
-        plots.timeline(folder / f"{case.name}-timeline", recorders)
-    console.print(
-        f"{case.name}: {found.split} serves {best.load:.2f}x, {flat.experiment.fleet.label} "
-        f"{flat.load:.2f}x; goodput ratio {found.ratio or 0:.2f}"
-    )
+        found = H100_COPY
+    console.print(found.describe(), soft_wrap=True)
     return found
-
-
-def _at_one(
-    console: Console, machine: Hardware, trace: Trace, compared: Found
-) -> dict[str, Estimate | None]:
-    """Returns the figures of the best split on the whole trace at its recorded speed."""
-    prefill = int(compared.split.partition("P")[0] or 8)
-    fleet = FleetSpec(machine, prefill, 16 - prefill)
-    summary = _summary(run_seeds(_experiment(fleet, trace, CONVERSATION_SLO), SEEDS))
-    console.print(comparison(f"{trace.name}, whole, at 1x", [(fleet.label, summary)]))
-    return summary
-
-
-def _mix(console: Console, machine: Hardware) -> dict[str, Estimate | None]:
-    trace = MixTrace(4000, Arrivals(40.0))
-    fleet = FleetSpec(machine, 2, 4)
-    summary = _summary(run_seeds(_experiment(fleet, trace, MIX_SLO), SEEDS))
-    console.print(comparison(trace.name, [(fleet.label, summary)]))
-    return summary
-
-
-def _interference(console: Console, machine: Hardware) -> tuple[float | None, float | None]:
-    """Returns how much higher the chats' TPOT p99 is with heavy prefill beside: without a split,
-    and with one."""
-    quotients = []
-    for fleet in (FleetSpec(machine, aggregated=4), FleetSpec(machine, 2, 2)):
-        tails = []
-        for has_long in (False, True):
-            trace = InterferenceTrace(has_long)
-            runs = run_seeds(_experiment(fleet, trace, MIX_SLO), SEEDS)
-            tails.append(_mean(_summary(runs), "short_tpot_p99_s"))
-        without, beside = tails
-        quotients.append(beside / without - 1 if beside and without else None)
-        shown = "-" if quotients[-1] is None else f"{100 * quotients[-1]:.1f} %"
-        console.print(f"chats' TPOT p99 beside long prompts, {fleet.label}: +{shown}")
-    return quotients[0], quotients[1]
-
-
-def _parity(console: Console) -> dict[str, float | None]:
-    """Compares TTFT and TPOT with a mesh of embedded engines, 1P+1D, and returns the larger
-    error of the two at each quantile."""
-    seen = asyncio.run(compare_times(schedule(2, 120, 0.5)))
-    console.print(seen.probed.describe(), soft_wrap=True)
-    errors: dict[str, float | None] = {"others": seen.others}
-    for name, share in QUANTILES:
-        for what in ("ttft", "tpot"):
-            real, made = seen.both(what, share)
-            errors[f"{what}_{name}"] = error = seen.error(what, share)
-            console.print(
-                f"{what} {name}: mesh {1e3 * real:.1f} ms, simulator {1e3 * made:.1f} ms, "
-                f"error {error:.1%}"
-            )
-        errors[name] = max(seen.error(what, share) for what in ("ttft", "tpot"))
-    if seen.others is not None:
-        console.print(f"other processes used {seen.others:.0%} of the machine meanwhile")
-    return errors
-
-
-def _experiment(fleet: FleetSpec, trace: Trace, slo: Slo) -> Experiment:
-    policies = PolicySpec("latency", promising(Config(), slo), True, MIXED_BUDGET)
-    return Experiment(fleet, trace, policies, slo)
-
-
-def _summary(runs: Sequence[Run]) -> dict[str, Estimate | None]:
-    return summarise([run.metrics for run in runs])
-
-
-def _mean(summary: dict[str, Estimate | None], name: str) -> float | None:
-    value = summary.get(name)
-    return None if value is None else round(value.mean, 4)
-
-
-def _means(summary: dict[str, Estimate | None]) -> dict[str, Any]:
-    return {name: value._asdict() for name, value in summary.items() if value is not None}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Found):
-        return {name: getattr(value, name) for name in Found.__slots__}
-    return value
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def _run_all(
     question: Question, experiments: Sequence[Experiment], console: Console
 ) -> list[Answer]:
     seeds = question.setting.seed_range
-    sizes = {each.fleet.prompt_pools_tokens: each for each in experiments}
+    sizes = {each.fleet.pools_tokens: each for each in experiments}
     workloads = {
         (seed, size): each.workload(seed) for seed in seeds for size, each in sizes.items()
     }
@@ -129,7 +129,7 @@ def _run_all(
                         experiment,
                         seed,
                         lambda count: progress.advance(task, count),
-                        workloads[seed, experiment.fleet.prompt_pools_tokens],
+                        workloads[seed, experiment.fleet.pools_tokens],
                     )
                     for seed in seeds
                 ]

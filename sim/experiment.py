@@ -63,7 +63,7 @@ class Experiment:
     def workload(self, seed: int) -> Profile:
         """Reads the workload once, for its ideal hit rates."""
         requests = self.trace.requests(seed, self.rate)
-        return profile(requests, self.trace.block_tokens, self.fleet.prompt_pools_tokens)
+        return profile(requests, self.trace.block_tokens, self.fleet.pools_tokens)
 
 
 @dataclass(frozen=True, slots=True)

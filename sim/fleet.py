@@ -55,15 +55,10 @@ class FleetSpec:
         return self.prefill * self.of(Role.PREFILL).gpus + others * self.hardware.gpus
 
     @property
-    def prompt_pools_tokens(self) -> int:
-        """Tokens that the KV pools hold of the workers that are there to compute prompts.
-
-        Those are the prefill workers, and the aggregated ones. A decode worker's pool keeps what
-        was computed elsewhere, so that counting it would count the same prompts twice.
-        """
+    def pools_tokens(self) -> int:
+        """Tokens that all KV pools hold together."""
         prefill = self.prefill * self.pool_tokens(Role.PREFILL)
-        others = self.aggregated if self.prefill else self.aggregated + self.decode
-        return prefill + others * self.pool_tokens(Role.DECODE)
+        return prefill + (self.decode + self.aggregated) * self.pool_tokens(Role.DECODE)
 
     @property
     def smallest_pool(self) -> int:
