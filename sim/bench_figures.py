@@ -14,8 +14,8 @@ from sim.traces.synthetic import InterferenceTrace, MixTrace
 from sim.workload import Trace
 
 MIX_SLO = Slo(ttft_s=2.0, tpot_s=0.06)
-MIX_PER_S = 35.0
-"""What 2P+4D just serve of the mix within `MIX_SLO`."""
+MIX_PER_S = 37.5
+"""The most that 2P+4D serve of the mix with 90 % within `MIX_SLO`."""
 STRICT_SLO = Slo(ttft_s=2.0, tpot_s=0.02)
 """With this the policy weighs a stream's delay three times as high."""
 
