@@ -51,11 +51,7 @@ def interference(console: Console, machine: Hardware, report: Report) -> dict[st
         ("split", FleetSpec(machine, 2, 2), MIX_SLO),
         ("split_strict_tpot", FleetSpec(machine, 2, 2), STRICT_SLO),
         ("aggregated", FleetSpec(machine, aggregated=4), MIX_SLO),
-        (
-            "aggregated_small_chunks",
-            FleetSpec(machine, aggregated=4, mixed_budget=CHUNKS[0]),
-            MIX_SLO,
-        ),
+        ("aggregated_small_chunks", chunked, MIX_SLO),
     )
     for name, fleet, slo in fleets:
         report(f"interference, {name}")
