@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from baton.engine.base import TokenEvent
 from baton.kv.transfer import KvReceipt
 from baton.requests import EngineRequest
-from services.decode.peers import PrefillWorker
+from services.decode.pairing import PrefillWorker
 from services.decode.policy import RemoteOutlook, SplitDecision
 
 

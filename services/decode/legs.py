@@ -28,7 +28,7 @@ from baton.v1 import prefill_link_pb2
 from baton.worker import messages
 from services.decode.attempts import AttemptFailed
 from services.decode.job import Job
-from services.decode.peers import PrefillWorker
+from services.decode.pairing import PrefillWorker
 from services.decode.prefill_result import result, to_prefilled
 from services.decode.remote import PREFILL_TIMEOUT_S
 from services.decode.room_pairs import RoomPairs

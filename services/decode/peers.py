@@ -26,31 +26,26 @@ from baton.state.records import WorkerRole
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from baton.worker import messages
 from baton.worker.probe import PROBE_TOKENS
+from services.decode.pairing import (
+    CONNECT_TIMEOUT_S,
+    SWEEP_EVERY_S,
+    Backoff,
+    PrefillWorker,
+    prefill_workers,
+    quarantined,
+)
 from services.decode.reservations import Reservations, proves_end
 
 logger = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 5.0
 RECONNECT_TIMEOUT_S = 1.0
 """A pair that failed before gets less time, since a request may be waiting for it."""
 
-BACKOFF_S = 0.5
-MAX_BACKOFF_S = 30.0
 FORGET_AFTER_S = 10.0
 """A pair whose worker left the fleet is forgotten when it was not used for this long."""
 
-SWEEP_EVERY_S = 1.0
 PEER_UNKNOWN = "PEER_UNKNOWN"
 """What a prefill worker answers that does not know, or no longer, where to write."""
-
-
-@dataclass(frozen=True, slots=True)
-class PrefillWorker:
-    """A prefill worker at one address in one life."""
-
-    worker_id: str
-    incarnation: str
-    address: str
 
 
 @dataclass(slots=True, eq=False)
@@ -59,8 +54,7 @@ class _Pair:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     is_proven: bool = False
     users: int = 0
-    failures: int = 0
-    retry_at_s: float = 0.0
+    backoff: Backoff = field(default_factory=Backoff)
     used_at_s: float = field(default_factory=time.monotonic)
 
 
@@ -102,16 +96,13 @@ class Peers:
             return
         pair.is_proven = False
         if error.reason != PEER_UNKNOWN:
-            _book_failure(pair, error)
+            pair.backoff.book(pair.worker, error)
 
     async def follow(self, fleet: FleetView) -> None:
         """Makes pairs as workers join, so that no request waits for one, and forgets old ones."""
         generation = -1
         while True:
-            live = [
-                PrefillWorker(view.record.worker_id, view.record.incarnation, view.record.address)
-                for view in fleet.workers(WorkerRole.PREFILL)
-            ]
+            live = prefill_workers(fleet)
             await asyncio.gather(*map(self._introduce, live))
             # Decode workers are paired on their first use, since most are never pulled from.
             others = [view.record.incarnation for view in fleet.workers(WorkerRole.DECODE)]
@@ -136,27 +127,27 @@ class Peers:
     async def _ensure(self, pair: _Pair) -> None:
         if self._is_usable(pair):
             return
-        if _must_back_off(pair) or (pair.failures and pair.lock.locked()):
-            raise _quarantined(pair)
+        if pair.backoff.is_waiting or (pair.backoff.failures and pair.lock.locked()):
+            raise quarantined(pair.worker)
         async with pair.lock:
             if self._is_usable(pair):
                 return
-            if _must_back_off(pair):
-                raise _quarantined(pair)
+            if pair.backoff.is_waiting:
+                raise quarantined(pair.worker)
             await self._prove(pair)
 
     async def _prove(self, pair: _Pair) -> None:
-        timeout_s = RECONNECT_TIMEOUT_S if pair.failures else CONNECT_TIMEOUT_S
+        timeout_s = RECONNECT_TIMEOUT_S if pair.backoff.failures else CONNECT_TIMEOUT_S
         pair.is_proven = False
         try:
             await self._connect(pair.worker, timeout_s)
         except OverloadedError:
             raise  # this worker has no block to spare for a probe, which is not the pair's fault
         except BatonError as error:
-            _book_failure(pair, error)
+            pair.backoff.book(pair.worker, error)
             raise
         pair.is_proven = True
-        pair.failures = 0
+        pair.backoff.failures = 0
         logger.info("pair proven worker=%s", pair.worker.worker_id)
         await self._forget_former_lives(pair.worker)
 
@@ -204,11 +195,7 @@ class Peers:
                 response = await stub.ConnectPeer(request, timeout=CONNECT_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             raise _explain(error, worker) from error
-        if response.agent != worker.incarnation:
-            raise UnavailableError(
-                f"{worker.address} is now {response.agent}, not {worker.incarnation}",
-                reason="INCARNATION_CHANGED",
-            )
+        worker.check_agent(response.agent)
         await self._transport.connect(response.agent, response.agent_metadata, layout)
         receipt = messages.receipt(response.probe)
         await self._transport.verify(receipt, PROBE_TOKENS, CONNECT_TIMEOUT_S)
@@ -237,30 +224,6 @@ class Peers:
             await self._transport.disconnect(pair.worker.incarnation)
         except TransferError as error:
             logger.warning("peer not disconnected worker=%s: %s", pair.worker, error.message)
-
-
-def _must_back_off(pair: _Pair) -> bool:
-    return time.monotonic() < pair.retry_at_s
-
-
-def _quarantined(pair: _Pair) -> UnavailableError:
-    return UnavailableError(
-        f"the pair with {pair.worker.worker_id} failed and is tried again later",
-        reason="PEER_QUARANTINED",
-    )
-
-
-def _book_failure(pair: _Pair, error: BatonError) -> None:
-    pair.failures += 1
-    backoff_s = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (pair.failures - 1))
-    pair.retry_at_s = time.monotonic() + backoff_s
-    logger.warning(
-        "pair failed worker=%s reason=%s again_in_s=%g: %s",
-        pair.worker.worker_id,
-        error.reason,
-        backoff_s,
-        error.message,
-    )
 
 
 async def _wait_ready(channel: grpc.aio.Channel, worker: PrefillWorker) -> None:

@@ -15,7 +15,8 @@ from baton.v1 import prefill_link_pb2
 from baton.worker import messages
 from services.decode.attempts import AttemptFailed
 from services.decode.job import Job
-from services.decode.peers import PEER_UNKNOWN, Peers, PrefillWorker
+from services.decode.pairing import PrefillWorker
+from services.decode.peers import PEER_UNKNOWN, Peers
 from services.decode.prefill_result import result, to_prefilled
 from services.decode.reservations import Reservations, proves_end
 

@@ -1,14 +1,12 @@
 """Pairs of engines that meet in rooms: introduced by the prefill worker, proven by a transfer.
 
 A pair belongs to one rendezvous, which changes whenever the prefill worker's engine starts. It is
-proven by a prompt of one token that goes the whole way, KV included; one that cannot be proven is
-left alone for a time that doubles with each failure.
+proven by a short prompt that goes the whole way, KV included.
 """
 
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,21 +19,23 @@ from baton.requests import EngineRequest, SamplingParams
 from baton.rpc.channels import open_channel
 from baton.rpc.status import from_rpc_error
 from baton.state.fleet import FleetView
-from baton.state.records import WorkerRole
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
-from services.decode.peers import PrefillWorker
+from services.decode.pairing import (
+    CONNECT_TIMEOUT_S,
+    SWEEP_EVERY_S,
+    Backoff,
+    PrefillWorker,
+    prefill_workers,
+    quarantined,
+)
 
 logger = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S = 5.0
 PROVE_TIMEOUT_S = 60.0
 """The first transfer of a pair sets its connections up."""
 
 PREPARE_TIMEOUT_S = 90.0
-BACKOFF_S = 0.5
-MAX_BACKOFF_S = 30.0
 RESTARTING_RETRY_S = 1.0
-SWEEP_EVERY_S = 1.0
 _PROBE_PROMPT = (1, 2, 3, 4)
 
 Prove = Callable[[EngineRequest, PrefillWorker, str], Awaitable[None]]
@@ -47,8 +47,7 @@ class _Pair:
     worker: PrefillWorker
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     rendezvous: str = ""
-    failures: int = 0
-    retry_at_s: float = 0.0
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 class RoomPairs:
@@ -84,7 +83,7 @@ class RoomPairs:
         """Proves the pairs with the workers that are there now; no failure is final."""
         try:
             async with asyncio.timeout(PREPARE_TIMEOUT_S):
-                await asyncio.gather(*map(self._introduce, _prefill_workers(fleet)))
+                await asyncio.gather(*map(self._introduce, prefill_workers(fleet)))
         except TimeoutError:
             logger.warning("pairs not proven in time; requests will wait for them")
 
@@ -92,7 +91,7 @@ class RoomPairs:
         """Proves pairs as workers join, so that no request waits for one; forgets old ones."""
         generation = -1
         while True:
-            live = _prefill_workers(fleet)
+            live = prefill_workers(fleet)
             for gone in self._pairs.keys() - {worker.incarnation for worker in live}:
                 if fleet.is_fresh:
                     del self._pairs[gone]
@@ -111,11 +110,8 @@ class RoomPairs:
             logger.debug("pair not made worker=%s: %s", worker.worker_id, error.message)
 
     async def _ensure(self, pair: _Pair) -> str:
-        if time.monotonic() < pair.retry_at_s:
-            raise UnavailableError(
-                f"the pair with {pair.worker.worker_id} failed and is tried again later",
-                reason="PEER_QUARANTINED",
-            )
+        if pair.backoff.is_waiting:
+            raise quarantined(pair.worker)
         async with pair.lock:
             if not pair.rendezvous:
                 try:
@@ -123,7 +119,7 @@ class RoomPairs:
                 except BatonError as error:
                     _book_failure(pair, error)
                     raise
-                pair.failures = 0
+                pair.backoff.failures = 0
                 logger.info("pair proven worker=%s", pair.worker.worker_id)
             return pair.rendezvous
 
@@ -152,19 +148,8 @@ class RoomPairs:
                 )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc_error(error) from error
-        if response.agent != worker.incarnation:
-            raise UnavailableError(
-                f"{worker.address} is now {response.agent}, not {worker.incarnation}",
-                reason="INCARNATION_CHANGED",
-            )
+        worker.check_agent(response.agent)
         return response.rendezvous
-
-
-def _prefill_workers(fleet: FleetView) -> list[PrefillWorker]:
-    return [
-        PrefillWorker(view.record.worker_id, view.record.incarnation, view.record.address)
-        for view in fleet.workers(WorkerRole.PREFILL)
-    ]
 
 
 def _concerns_pair(error: BatonError) -> bool:
@@ -178,15 +163,6 @@ def _book_failure(pair: _Pair, error: BatonError) -> None:
         return  # it lives, at another place
     if error.reason == "ENGINE_DOWN":
         # One of the two engines is started again, and is nobody to keep away from after that.
-        pair.retry_at_s = time.monotonic() + RESTARTING_RETRY_S
+        pair.backoff.wait(RESTARTING_RETRY_S)
         return
-    pair.failures += 1
-    backoff_s = min(MAX_BACKOFF_S, BACKOFF_S * 2 ** (pair.failures - 1))
-    pair.retry_at_s = time.monotonic() + backoff_s
-    logger.warning(
-        "pair failed worker=%s reason=%s again_in_s=%g: %s",
-        pair.worker.worker_id,
-        error.reason,
-        backoff_s,
-        error.message,
-    )
+    pair.backoff.book(pair.worker, error)

@@ -16,7 +16,7 @@ from baton.worker.kv_source import KvSource
 from baton.worker.parts import WorkerParts
 from services.decode.job import Candidate, Holder, Job, PromptReady, StagesTold
 from services.decode.kinds import Runner, Upkeep
-from services.decode.peers import PrefillWorker
+from services.decode.pairing import PrefillWorker
 from services.decode.policy import RemoteOutlook
 from services.decode.record import JobRecorder
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from baton.blocks import block_hashes, root_hash
-from baton.errors import InvalidRequestError, UnavailableError
+from baton.errors import InvalidRequestError, OverloadedError, UnavailableError
 from baton.models import DEFAULT_MODEL
 from baton.state import keys
 from baton.state.kv_wire import set_members
@@ -36,6 +36,27 @@ async def test_sixteen_requests_at_once_are_answered_right(
     answers = await asyncio.gather(*(read(fleet.ask(ids, max_tokens=6)) for ids in prompts))
 
     assert [it.tokens for it in answers] == [reference.greedy(ids, 6) for ids in prompts]
+    await fleet.settle()
+
+
+async def test_more_prompts_than_may_wait_are_refused_as_load_and_the_others_answered(
+    fleet: Fleet, reference: Reference
+) -> None:
+    prompts = [prompt(300, seed=500 + n) for n in range(48)]
+
+    outcomes = await asyncio.gather(
+        *(read(fleet.ask(ids, max_tokens=4)) for ids in prompts), return_exceptions=True
+    )
+
+    refused = [it for it in outcomes if isinstance(it, OverloadedError)]
+    assert refused
+    assert {(it.reason, it.retry_after_s is not None) for it in refused} == {
+        ("PREFILL_QUEUE_FULL", True)
+    }
+    for ids, outcome in zip(prompts, outcomes, strict=True):
+        if outcome not in refused:
+            assert isinstance(outcome, Answer), outcome
+            assert outcome.tokens == reference.greedy(ids, 4)
     await fleet.settle()
 
 

@@ -35,7 +35,7 @@ from baton.v1 import decode_link_pb2, types_pb2
 from baton.worker.host import WorkerHost, WorkerIdentity
 from baton.worker.parts import RoleService, WorkerParts
 from bench import report
-from services.decode import peers
+from services.decode import pairing
 from services.decode.leases import LeaseBook
 from services.decode.main import build_service
 from tests.support import faulty_worker
@@ -321,13 +321,13 @@ async def run_rounds(
     """Runs everything and returns what was seen; `replaced_share` of rounds restart a worker."""
     with tempfile.TemporaryDirectory() as folder, running_redis(Path(folder)) as redis:
         running = Rounds(redis.url, seed, path, replaced_share)
-        peers.BACKOFF_S, usual_s = BACKOFF_S, peers.BACKOFF_S
+        pairing.BACKOFF_S, usual_s = BACKOFF_S, pairing.BACKOFF_S
         await running.start()
         try:
             return await running.run(rounds)
         finally:
             await running.stop()
-            peers.BACKOFF_S = usual_s
+            pairing.BACKOFF_S = usual_s
 
 
 def main() -> None:

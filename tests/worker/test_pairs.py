@@ -13,7 +13,8 @@ from baton.rpc.server import ServiceServer
 from baton.v1 import prefill_pb2, prefill_pb2_grpc
 from baton.worker import messages
 from baton.worker.readers import LinkedReaders, Readers
-from services.decode.peers import Peers, PrefillWorker
+from services.decode.pairing import PrefillWorker
+from services.decode.peers import Peers
 from services.decode.reservations import Reservations
 from tests.support.cable import Cable
 from tests.support.fake_engine import FakeEngine
