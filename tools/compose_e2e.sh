@@ -3,8 +3,8 @@
 #
 # Uses the Docker engine with compose v2 that answers here. Where none does, it makes a private one
 # (tools/container_host/up.sh: root and Debian; several GB and minutes the first time) and runs
-# without Jaeger and Prometheus, whose images cannot be had without a registry; a stand-in receives
-# the telemetry. SHARED_MEMORY=1 runs with deploy/compose.shared-memory.yaml, KEEP=1 leaves stack
+# without Jaeger, Prometheus and Grafana, whose images cannot be had without a registry; a stand-in
+# receives the telemetry. SHARED_MEMORY=1 runs with deploy/compose.shared-memory.yaml, KEEP=1 leaves stack
 # and engine running. Needs a Python with Baton: `make e2e-compose`.
 set -euo pipefail
 cd "$(dirname -- "$(readlink -f -- "$0")")/.."
@@ -33,7 +33,7 @@ find_engine() {
   eval "$environment"
   own_engine=true
   files+=(-f tools/container_host/compose.bare.yaml)
-  say "left out here: Jaeger and Prometheus; images from Debian packages stand in for the official"
+  say "left out here: Jaeger, Prometheus and Grafana; images from Debian packages stand in for the official"
 }
 
 finish() {
@@ -100,13 +100,18 @@ metrics_know() {
   fetch "http://$(stack port prometheus 9090)/api/v1/query?query=$1" | grep "$2" >/dev/null
 }
 
+dashboards_know() {
+  fetch "http://$(stack port grafana 3000)/api/search" | grep "$1" >/dev/null
+}
+
 check_console() {
   local service
   for service in router admission prefill decode; do
     eventually console_knows "baton-$service"
   done
   eventually metrics_know gen_ai_server_time_to_first_token_seconds_count baton-router
-  say "the console shows every service, Prometheus the router's metrics"
+  eventually dashboards_know '"uid":"baton-overview"'
+  say "Jaeger shows every service, Prometheus the router's metrics, Grafana the dashboards"
 }
 
 find_engine

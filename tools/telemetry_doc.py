@@ -46,8 +46,8 @@ collector of the compose stack hands them to Prometheus, and Grafana links them 
 Prometheus scrapes the processes themselves there are none, since the exporter of the OpenTelemetry
 SDK leaves them out.
 
-**Cardinality.** No metric has a request, a session or a tenant as an attribute. Each metric keeps
-at most {SERIES_PER_METRIC} series per process; what comes beyond that is counted in one series with
+**Cardinality.** No metric has a request or a session as an attribute, and only the SLO gauges have
+tenants, those that `qos.tenants` names. Each metric keeps at most {SERIES_PER_METRIC} series per process; what comes beyond that is counted in one series with
 `otel.metric.overflow`. Workers that are given names keep their series through restarts.
 
 ## Spans

@@ -262,7 +262,8 @@ ATTRIBUTES: dict[str, str] = {
     ATTR_REASON: "Why a pool was resized, such as FORECAST.",
     ATTR_REQUEST_ID: "The request's name, as clients and logs know it. Spans only.",
     ATTR_PRIORITY: "low, normal or high.",
-    ATTR_TENANT: "Who the request is for. Spans only.",
+    ATTR_TENANT: "Who the request is for: on spans; on baton.slo gauges only those that "
+    "qos.tenants names.",
     ATTR_PREFILL_WORKER: "Worker that computes or computed the prompt.",
     ATTR_DECODE_WORKER: "Worker that generates the tokens.",
     ATTR_PREFILL_MODE: "local or remote.",
