@@ -126,7 +126,10 @@ class _Session(Generic[CommandT, EventT]):
         while True:
             events = await self._outbox.take()
             self.messages += 1
-            await context.write(self._spec.response(events=events))
+            try:
+                await context.write(self._spec.response(events=events))
+            except grpc.aio.InternalError:
+                return  # the peer left meanwhile, which `read` learns too
 
     def post(self, stream_id: int, event: EventT, hold_s: float = 0.0) -> None:
         event.stream_id = stream_id  # type: ignore[attr-defined]  # every event has one

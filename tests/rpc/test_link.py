@@ -67,6 +67,42 @@ async def test_events_arrive_in_order_and_end_well() -> None:
         assert await collect(call) == [0, 1, 2, 3, 4]
 
 
+class LeavingPeer:
+    """The context of a peer that left while a message to it was on its way."""
+
+    def __init__(self, *commands: Any) -> None:
+        self._commands = list(commands)
+        self._noticed = asyncio.Event()
+
+    async def read(self) -> Any:
+        if self._commands:
+            return DECODE_LINK.request(commands=[self._commands.pop(0)])
+        await self._noticed.wait()
+        return grpc.aio.EOF
+
+    async def write(self, message: Any) -> None:
+        self._noticed.set()
+        raise grpc.aio.InternalError('Failed "execute_batch"')
+
+
+async def test_peer_that_leaves_during_a_write_ends_the_link_without_an_error() -> None:
+    cancelled = asyncio.Event()
+
+    async def handler(call: Call) -> None:
+        await call.send(tokens(1))
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    begin = start()
+    begin.stream_id, begin.context.window = 1, WINDOW_EVENTS
+    peer: Any = LeavingPeer(begin)
+    await serve_link(DECODE_LINK, handler, peer)
+    assert cancelled.is_set()
+
+
 async def test_many_requests_share_one_stream_without_mixing() -> None:
     async def handler(call: Call) -> None:
         base = int(call.start.start.request_id) * 1000
