@@ -47,8 +47,9 @@ Prometheus scrapes the processes themselves there are none, since the exporter o
 SDK leaves them out.
 
 **Cardinality.** No metric has a request or a session as an attribute, and only the SLO gauges have
-tenants, those that `qos.tenants` names. Each metric keeps at most {SERIES_PER_METRIC} series per process; what comes beyond that is counted in one series with
-`otel.metric.overflow`. Workers that are given names keep their series through restarts.
+tenants, those that `qos.tenants` names. Each metric keeps at most {SERIES_PER_METRIC} series per
+process; what comes beyond that is counted in one series with `otel.metric.overflow`. Workers that
+are given names keep their series through restarts.
 
 ## Spans
 
