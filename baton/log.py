@@ -25,10 +25,17 @@ def start_logging() -> None:
 
 
 class LineFormatter(logging.Formatter):
-    """Formats the second of a line's time only once."""
+    """Formats the second of a line's time only once, and a plain line without a template."""
 
     _second = -1
     _text = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Returns the record's line; a traceback's lines follow it."""
+        if record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        time_text = self.formatTime(record)
+        return f"{time_text} {record.levelname} {record.name} {record.getMessage()}"
 
     def formatTime(  # noqa: N802 - the library's name
         self, record: logging.LogRecord, datefmt: str | None = None

@@ -28,6 +28,7 @@ from baton.latency import (
     OnlineFit,
     WorkerCosts,
 )
+from baton.process import quieten_collector
 from baton.rpc.server import stop_signal
 from baton.state.background import running
 from baton.state.connect import connect, ping_or_fail
@@ -141,6 +142,7 @@ def _command(
             server = start_embedded(Path(directory))
             stack.callback(server.stop)
             redis_url = server.url
+        quieten_collector()
         uvloop.run(_serve(redis_url, size, pace, model, kv_mib))
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from baton.process import quieten_collector
 from bench.drive import LoadPlan, LoadResult, Outcome, drive
 from bench.prompts import PromptPlan
 
@@ -131,6 +132,7 @@ def _command(
     """Load an HTTP router and print what came back."""
     prompts = PromptPlan(prompt_tokens, output_tokens, shared_tokens, groups, seed)
     plan = LoadPlan(seconds, concurrency, seed=seed)
+    quieten_collector()
     result = uvloop.run(load_http("127.0.0.1", port, prompts, plan, watch or None))
     print(json.dumps(result.figures()))
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 import uvloop
 
+from baton.process import quieten_collector
 from baton.rpc.server import stop_signal
 
 _HEAD_END = b"\r\n\r\n"
@@ -160,6 +161,7 @@ def _command(
     step_ms: Annotated[float, typer.Option(help="Time of a token. Milliseconds.")] = 0.0,
 ) -> None:
     """Run fake HTTP workers until told to stop."""
+    quieten_collector()
     uvloop.run(_serve(port, step_ms / 1e3))
 
 

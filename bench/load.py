@@ -15,6 +15,7 @@ import typer
 import uvloop
 
 from baton.errors import BatonError
+from baton.process import quieten_collector
 from baton.rpc.channels import open_channel
 from baton.rpc.link import Link, LinkCall
 from baton.rpc.links import ROUTER_LINK
@@ -178,6 +179,7 @@ def _command(
     """Load a router and print what came back."""
     prompts = PromptPlan(prompt_tokens, output_tokens, shared_tokens, groups, seed)
     plan = LoadPlan(seconds, concurrency, rate or None, seed)
+    quieten_collector()
     result = uvloop.run(load_router(address, prompts, plan, watch or None, as_streams=streams))
     print(json.dumps(result.figures()), flush=True)
 

@@ -82,7 +82,7 @@ class Predictions:
         """Ends predictions whose time is up: all, where none is left, or else the oldest few.
 
         Each request adds two at most and asks as often, so a few at a time keep up, and no request
-        pays for the many that a burst left behind.
+        pays for the many that a burst left behind: `overlay` leaves out what is not ended yet.
         """
         queue = self._queue
         if queue and queue[-1].expires_s <= now_s:
@@ -120,7 +120,14 @@ class Predictions:
             for holders in prediction.holders:
                 holders.forget(bit)
 
-    def overlay(self, hashes: Sequence[int], masks: Iterable[int]) -> Iterator[int]:
+    def overlay(self, hashes: Sequence[int], masks: Iterable[int], now_s: float) -> Iterator[int]:
         """Yields each mask with the predicted holders of its block added."""
+        last: _Holders | None = None
         for mask, holders in zip(masks, map(self._by_hash.get, hashes), strict=True):
-            yield mask if holders is None else mask | holders.mask
+            if holders is None:
+                yield mask
+                continue
+            if holders is not last:
+                holders.expire(now_s)
+                last = holders
+            yield mask | holders.mask

@@ -142,7 +142,7 @@ class PrefixIndex:
         self._predictions.expire(now_s)
         masks: Iterable[int] = map(self._masks.get, hashes, repeat(0))
         if self._predictions:
-            masks = self._predictions.overlay(hashes, masks)
+            masks = self._predictions.overlay(hashes, masks, now_s)
         groups = self._walk(masks)
         if groups and len(self._masks) > self._crowded_at:
             self._touch(hashes[: groups[-1][0]])

@@ -175,6 +175,21 @@ def test_older_stats_do_not_replace_newer_ones() -> None:
     assert view.stats == worker_stats(10.0, 1)
 
 
+def test_role_stays_in_order_while_figures_and_members_come() -> None:
+    members = Members()
+    for name in ("d2", "d0"):
+        members.join(replace(worker_record(), worker_id=name, incarnation=name))
+    assert [it.record.worker_id for it in members.of_role(WorkerRole.DECODE)] == ["d0", "d2"]
+
+    members.report(StatsReport("d2", "d2", worker_stats(10.0, 1)), taken_at_s=1.0)
+    members.join(replace(worker_record(), worker_id="d1", incarnation="d1"))
+    members.report(StatsReport("d2", "d2", worker_stats(11.0, 2)), taken_at_s=2.0)
+
+    views = members.of_role(WorkerRole.DECODE)
+    assert [it.record.worker_id for it in views] == ["d0", "d1", "d2"]
+    assert [it.stats for it in views] == [None, None, worker_stats(11.0, 2)]
+
+
 def test_goodbye_of_an_older_incarnation_changes_nothing() -> None:
     members = Members()
     members.join(worker_record())

@@ -139,6 +139,23 @@ def test_prediction_ends_unless_confirmed() -> None:
     assert index.match([1, 2], 12.0) == {"w0": 1}
 
 
+def test_ended_predictions_of_a_burst_are_not_found_and_go_a_few_at_a_time() -> None:
+    index = PrefixIndex(prediction_ttl_s=TTL_S)
+    index.add("w0")
+    for chain in range(20):
+        index.predict("w0", [chain], now_s=10.0)
+    index.predict("w0", [99], now_s=11.9)
+
+    left = []
+    for chain in range(20):
+        assert index.match([chain], 12.0) == {}
+        left.append(len(index._predictions))
+
+    assert left[0] >= 16
+    assert left[-1] == 1
+    assert index.match([99], 12.0) == {"w0": 1}
+
+
 def test_prediction_for_an_unknown_worker_leaves_nothing() -> None:
     index = PrefixIndex()
 
