@@ -13,6 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from baton.local.child import Child, log_tail
 from baton.local.probes import free_port
 from bench.children import ChildFailed, module, running_child, wait_for_line
 
@@ -60,7 +61,7 @@ async def running_sglang_router(
         port = free_port(_HOST)
         command = router_command(python, port, _fleet(ports, disaggregated))
         router = await stack.enter_async_context(running_child(label, command, directory))
-        await wait_ready(port, router.spec.log)
+        await wait_ready(port, router)
         yield RivalRouter(router.pid, port)
 
 
@@ -87,13 +88,14 @@ def router_command(python: str, port: int, fleet: Sequence[str]) -> list[str]:
 
 
 async def wait_ready(
-    port: int, log: Path, path: str = "/readiness", timeout_s: float = _READY_TIMEOUT_S
+    port: int, child: Child, path: str = "/readiness", timeout_s: float = _READY_TIMEOUT_S
 ) -> None:
-    """Waits until an HTTP server answers well. Raises ChildFailed when it does not in time."""
+    """Waits until a child answers well over HTTP. Raises ChildFailed when it ends or is late."""
     deadline_s = time.monotonic() + timeout_s
     while not await asyncio.to_thread(_is_ready, port, path):
-        if time.monotonic() > deadline_s:
-            raise ChildFailed(f"nobody serves port {port} after {timeout_s:g} s; see {log}")
+        if child.exit_code is not None or time.monotonic() > deadline_s:
+            last = "\n".join(log_tail(child.spec.log, 15))
+            raise ChildFailed(f"{child.spec.name} did not start:\n{last}")
         await asyncio.sleep(0.2)
 
 

@@ -60,7 +60,8 @@ GPU_ARGUMENTS: Mapping[str, Any] = {
 class Run:
     """One run: what it has so far is on disk at any moment."""
 
-    def __init__(self, setup: Setup, work: Work, out: Path | None) -> None:
+    def __init__(self, setup: Setup, work: Work, out: Path | None, *, rival: bool = True) -> None:
+        self._rival = rival
         self._setup = setup
         self._work = work
         self._out = out
@@ -78,10 +79,8 @@ class Run:
         async with running_front(self._setup, directory) as front:
             pair, pair_ids = await self._with_pair(front)
             alone, alone_ids = await self._with_aggregated(front)
-        try:
-            await measure_rival(self._setup, self._work, self.keep, directory)
-        except ChildFailed as failed:
-            note(f"SGLang's own servers were not measured: {failed}")
+        if self._rival:
+            await self._with_rival(directory)
         same = [ours == theirs for ours, theirs in zip(pair_ids, alone_ids, strict=True)]
         self.keep(Step("identity", {"identical": sum(same), "of": len(same)}))
         return {
@@ -121,6 +120,12 @@ class Run:
         finally:
             await _stop(engines)
         return figures, ids
+
+    async def _with_rival(self, directory: Path) -> None:
+        try:
+            await measure_rival(self._setup, self._work, self.keep, directory)
+        except ChildFailed as failed:
+            note(f"SGLang's own servers were not measured: {failed}")
 
     def _identity_prompts(self) -> list[list[int]]:
         plan = self._work.prompts(seed=99)
@@ -230,13 +235,16 @@ def _command(
     output_tokens: int = 16,
     requests: Annotated[int, typer.Option(help="Requests each way for the overhead.")] = 30,
     rates: Annotated[str, typer.Option(help="Requests per second, rising.")] = "1,2,4",
-    seconds: Annotated[float, typer.Option(help="Measured at each rate.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Measured at each rate.")] = 8.0,
     ttft_ms: Annotated[float, typer.Option(help="Target for TTFT.")] = 1000.0,
     tpot_ms: Annotated[float, typer.Option(help="Target for TPOT.")] = 200.0,
     kv_tokens: int = 8192,
     out: Annotated[
         Path | None, typer.Option(help="File that has each part's figures at once.")
     ] = None,
+    rival: Annotated[
+        bool, typer.Option(help="Also SGLang's own servers and sglang-router, if it is there.")
+    ] = True,
     record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
 ) -> None:
     """Measure what the mesh adds to SGLang, and pair against aggregated."""
@@ -247,7 +255,7 @@ def _command(
     gpus = gpu_count()
     with tempfile.TemporaryDirectory() as scratch:
         setup = _setup(size, gpus, kv_tokens, Path(scratch))
-        run = Run(setup, work, out)
+        run = Run(setup, work, out, rival=rival)
         # As the services do.
         figures = uvloop.run(run.run(Path(scratch)))
     device = _device(gpus)

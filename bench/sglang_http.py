@@ -43,7 +43,7 @@ class HttpPair:
 async def running_http_pair(setup: Setup, directory: Path) -> AsyncIterator[HttpPair]:
     """Runs SGLang's servers for one pair, and sglang-router where it is installed."""
     async with AsyncExitStack() as stack:
-        ports, bootstrap = [], 0
+        servers, bootstrap = [], 0
         for name, role in (("p0", PREFILL), ("d0", DECODE)):
             arguments, port = _arguments(setup, name, role, directory), free_port(_HOST)
             bootstrap = bootstrap or arguments["disaggregation_bootstrap_port"]
@@ -51,10 +51,10 @@ async def running_http_pair(setup: Setup, directory: Path) -> AsyncIterator[Http
             child = await stack.enter_async_context(
                 running_child(f"http-{name}", command, directory)
             )
-            ports.append((port, child.spec.log))
-        for port, log in ports:
-            await wait_ready(port, log, "/health", _START_TIMEOUT_S)
-        (prefill, _), (decode, _) = ports
+            servers.append((port, child))
+        for port, child in servers:
+            await wait_ready(port, child, "/health", _START_TIMEOUT_S)
+        (prefill, _), (decode, _) = servers
         pair = HttpPair(prefill, decode, bootstrap, None)
         if (python := interpreter()) is not None:
             router = await stack.enter_async_context(_running_router(python, pair, directory))
@@ -78,7 +78,7 @@ async def _running_router(python: str, pair: HttpPair, directory: Path) -> Async
     port = free_port(_HOST)
     command = router_command(python, port, fleet)
     async with running_child("sglang-router", command, directory) as router:
-        await wait_ready(port, router.spec.log)
+        await wait_ready(port, router)
         yield port
 
 

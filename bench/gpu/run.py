@@ -41,6 +41,9 @@ def _command(
     minutes: Annotated[float, typer.Option(help="Nothing starts that could end later.")] = 9.0,
     sizes: Annotated[str, typer.Option(help="Models, in order.")] = "1b,8b",
     seconds: Annotated[float, typer.Option(help="Measured at each rate.")] = 10.0,
+    rival: Annotated[
+        bool, typer.Option(help="Also SGLang's own servers and sglang-router, after the rest.")
+    ] = False,
 ) -> None:
     """Check the packages, then measure each model while there is time."""
     end_s = time.monotonic() + 60 * minutes
@@ -53,6 +56,7 @@ def _command(
             break
         print(f"== {size}, {left_s:.0f} s left", flush=True)
         arguments = ("--size", size, *COMMON, *SIZES[size], "--seconds", f"{seconds:g}")
+        arguments += () if rival else ("--no-rival",)
         _measure(size, arguments, out, left_s - 15)
 
 

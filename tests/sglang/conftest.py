@@ -81,6 +81,7 @@ class Fleet:
         self.links = LinkPool(DECODE_LINK)
         self._numbers = iter(range(1 << 30))
         self.workers: dict[str, Worker] = {}
+        self._processes: list[asyncio.subprocess.Process] = []
 
     @property
     def environ(self) -> dict[str, str]:
@@ -103,17 +104,18 @@ class Fleet:
                 stdout=log,
                 stderr=log,
             )
+        self._processes.append(process)
         record = await self._joined(name, process)
         worker = self.workers[name] = Worker(name, role, process, record)
         return worker
 
     async def close(self) -> None:
         await self.links.close()
-        for worker in self.workers.values():
-            if worker.process.returncode is None:
-                worker.process.send_signal(signal.SIGTERM)
-        for worker in self.workers.values():
-            await asyncio.wait_for(worker.process.wait(), 60)
+        for process in self._processes:
+            if process.returncode is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            await asyncio.wait_for(process.wait(), 60)
 
     def candidate(self, name: str, **changed: Any) -> decode_link_pb2.PrefillCandidate:
         record = self.workers[name].record
