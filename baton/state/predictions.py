@@ -8,7 +8,7 @@ from typing import NamedTuple
 MAX_BLOCKS = 1 << 18
 """Blocks of all live predictions together; beyond it the oldest end early."""
 
-_ENDED_AT_ONCE = 2
+_ENDED_AT_ONCE = 1
 
 
 class _Holders:
@@ -79,9 +79,9 @@ class Predictions:
         return [alone, *merged.values()]
 
     def expire(self, now_s: float) -> None:
-        """Ends predictions whose time is up: all, where none is left, or else the oldest few.
+        """Ends predictions whose time is up: all, where none is left, or else the oldest.
 
-        Each request adds two at most and asks as often, so a few at a time keep up, and no request
+        Each request adds two at most and asks as often, so one at a time keeps up, and no request
         pays for the many that a burst left behind: `overlay` leaves out what is not ended yet.
         """
         queue = self._queue

@@ -1,7 +1,7 @@
 """Views of single workers for the policies, made anew only when something about them changed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Generic, NamedTuple
 
 from baton.latency import CostModel
@@ -63,8 +63,7 @@ class _Made(NamedTuple, Generic[View]):
     view: View
 
 
-@dataclass(frozen=True, slots=True)
-class Sighting:
+class Sighting(NamedTuple):
     """All that a view of one worker is made from."""
 
     source: WorkerView
