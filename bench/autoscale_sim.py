@@ -31,7 +31,7 @@ TARGET = 0.97
 SEEDS = (1, 2, 3)
 LIMITS = Slo(ttft_s=2.0, tpot_s=0.2)
 BOUNDS = Bounds(1, 12)
-FIRST = (3, 1)
+FIRST = (2, 1)
 """Workers that a sized fleet starts with."""
 
 FIXED = ((2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2), (5, 1), (5, 2), (6, 1), (7, 1))

@@ -96,6 +96,10 @@ def _invite(stack: Stack) -> None:
     typer.echo(f'  baton generate "The with statement" --router {router}')
     typer.echo(f'  baton generate --chat "What does open do?" --router {router}')
     typer.echo(f"  baton status --router {router}")
+    if stack.options.autoscale is not None:
+        found = f"  REDIS_URL={stack.redis_url} baton autoscale"
+        typer.echo(found)
+        typer.echo(f"{found} --advise --control {stack.control_address}")
     if stack.options.has_metrics:
         typer.echo(f"  prometheus --config.file={stack.prometheus_config}")
     typer.echo("Ctrl-C stops everything.")

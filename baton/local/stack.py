@@ -90,6 +90,11 @@ class Stack:
         return self._shared.redis_url
 
     @property
+    def control_address(self) -> str:
+        """Where the stack listens for an autoscaler."""
+        return self._control.address
+
+    @property
     def run_dir(self) -> Path:
         """The folder with the logs."""
         return self._shared.plan.run_dir

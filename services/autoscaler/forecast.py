@@ -3,12 +3,16 @@
 Holt's linear method (C. C. Holt, 1957) with weights by time instead of by sample, so that looks
 need not be regular, and a damped trend (Gardner and McKenzie, 1985): a slope is not believed for
 longer than it lasted. The headroom is the running mean of what came above the forecast.
+
+A level that rises is believed sooner than one that falls: a worker too many costs some seconds of
+it, one too few costs requests.
 """
 
 import math
 from dataclasses import dataclass
 
-LEVEL_MEMORY_S = 15.0
+RISE_MEMORY_S = 5.0
+FALL_MEMORY_S = 15.0
 TREND_MEMORY_S = 60.0
 HEADROOM_MEMORY_S = 180.0
 TREND_LASTS_S = 60.0
@@ -29,7 +33,8 @@ class RateForecast:
             self.level = rate
         before, expected = self.level, self.level + self.trend * elapsed_s
         self._seconds += elapsed_s
-        self.level += (rate - self.level) * _weight(elapsed_s, min(LEVEL_MEMORY_S, self._seconds))
+        memory_s = RISE_MEMORY_S if rate > self.level else FALL_MEMORY_S
+        self.level += (rate - self.level) * _weight(elapsed_s, min(memory_s, self._seconds))
         slope = (self.level - before) / elapsed_s
         self.trend += (slope - self.trend) * _weight(elapsed_s, TREND_MEMORY_S)
         excess = max(0.0, rate - max(0.0, expected))
