@@ -41,10 +41,9 @@ prints it. Inside the mesh the context travels
 in the frames of each request, and to an SGLang engine with the request, so that its own spans have
 the same trace.
 
-**Exemplars.** Latency histograms carry the trace of a sampled request. They travel by OTLP: the
-collector of the compose stack hands them to Prometheus, and Grafana links them to Jaeger. Where
-Prometheus scrapes the processes themselves there are none, since the exporter of the OpenTelemetry
-SDK leaves them out.
+**Exemplars.** Latency histograms carry the trace of a sampled request, by OTLP and where Prometheus
+scrapes the processes themselves (OpenMetrics, which it asks for by itself). It keeps them with
+`--enable-feature=exemplar-storage`; Grafana links them to Jaeger in the compose stack.
 
 **Cardinality.** No metric has a request or a session as an attribute, and only the SLO gauges have
 tenants, those that `qos.tenants` names. Each metric keeps at most {SERIES_PER_METRIC} series per

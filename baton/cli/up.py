@@ -101,7 +101,8 @@ def _invite(stack: Stack) -> None:
         typer.echo(found)
         typer.echo(f"{found} --advise --control {stack.control_address}")
     if stack.options.has_metrics:
-        typer.echo(f"  prometheus --config.file={stack.prometheus_config}")
+        keeping = "--enable-feature=exemplar-storage"
+        typer.echo(f"  prometheus {keeping} --config.file={stack.prometheus_config}")
     typer.echo("Ctrl-C stops everything.")
 
 

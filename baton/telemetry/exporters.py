@@ -68,13 +68,12 @@ def metric_readers(otlp_endpoint: str) -> Iterator[tuple[MetricReader, Closing]]
 
 def _prometheus() -> tuple[MetricReader, Closing]:
     # Only processes that are scraped need it.
-    from opentelemetry.exporter.prometheus import PrometheusMetricReader
     from prometheus_client import CollectorRegistry, start_http_server
 
+    from baton.telemetry.exemplars import ExemplarReader
+
     registry = CollectorRegistry()
-    reader = PrometheusMetricReader(
-        scope_info_enabled=False, registry=registry, cardinality_limits=_LIMITS
-    )
+    reader = ExemplarReader(registry, _LIMITS)
     host = os.environ.get(PROMETHEUS_HOST, "localhost")
     port = os.environ.get(PROMETHEUS_PORT, str(DEFAULT_PROMETHEUS_PORT))
     try:

@@ -1,7 +1,7 @@
 """Spans and metrics through a real OTLP/gRPC receiver."""
 
 from collections.abc import Iterator
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -9,8 +9,10 @@ from baton.errors import StartupError
 from baton.local.probes import free_port
 from baton.telemetry import names
 from baton.telemetry.exporters import SERIES_PER_METRIC
-from baton.telemetry.providers import exemplar_context, start_telemetry, traceparent_of
+from baton.telemetry.providers import exemplar_context, start_telemetry, trace_id_of, traceparent_of
 from tests.support.otlp import OtlpReceiver
+
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 
 @pytest.fixture
@@ -90,6 +92,32 @@ def test_prometheus_fetches_the_metrics_of_a_process(monkeypatch: pytest.MonkeyP
     finally:
         telemetry.shutdown()
     assert 'baton_kv_transferred_bytes_total{a_b="c"} 7.0' in text
+
+
+def test_prometheus_gets_exemplars_in_the_bucket_and_series_that_they_are_of(
+    receiver: OtlpReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = free_port("127.0.0.1")
+    monkeypatch.setenv("OTEL_METRICS_EXPORTER", "prometheus")
+    monkeypatch.setenv("OTEL_EXPORTER_PROMETHEUS_PORT", str(port))
+    telemetry = start_telemetry("router", "router-0", receiver.endpoint)
+    try:
+        histogram = telemetry.histogram(names.TTFT)
+        with telemetry.span(names.SPAN_REQUEST) as span:
+            trace_id = trace_id_of(span)
+            histogram.record(0.3, {"a.b": "c"}, exemplar_context(span))
+        histogram.record(0.3, {"a.b": "d"})
+        request = Request(f"http://127.0.0.1:{port}/metrics", headers={"Accept": OPEN_METRICS})
+        with urlopen(request) as answer:
+            lines = answer.read().decode().splitlines()
+    finally:
+        telemetry.shutdown()
+    shown = [line for line in lines if trace_id in line]
+    assert len(shown) == 1
+    assert shown[0].startswith('gen_ai_server_time_to_first_token_seconds_bucket{a_b="c",le="')
+    bound = float(shown[0].split('le="')[1].partition('"')[0])
+    assert bound == min(edge for edge in names.TTFT.bounds if edge >= 0.3)
+    assert "} 0.3 " in shown[0].partition(" # ")[2]
 
 
 def test_an_unknown_exporter_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
