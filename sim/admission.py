@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from services.admission.door import Door, Turned
+from services.admission.door import Dismissed, Door, Turned
 from services.admission.ledger import Permit, Pools
 from services.admission.policy import DecodePool, PermitRequest
 from services.admission.waiting import Waiter
@@ -98,12 +98,15 @@ class SimDesk:
 
     def _call_in(self) -> None:
         for called in self.door.call_in(self._loop.now_s):
-            granted, _ = self._tickets.pop(called.waiter)
-            granted(called.permit)
+            granted, rejected = self._tickets.pop(called.waiter)
+            if isinstance(called, Dismissed):
+                rejected(called.turned.reason)
+            else:
+                granted(called.permit)
 
     def _expire(self, waiter: Waiter) -> None:
         if waiter not in self._tickets:
             return
-        for late, turned in self.door.sweep(self._loop.now_s):
-            self._tickets.pop(late)[1](turned.reason)
+        for late in self.door.sweep(self._loop.now_s):
+            self._tickets.pop(late.waiter)[1](late.turned.reason)
         self._call_in()

@@ -29,7 +29,8 @@ def main() -> None:
 
 
 def _command(
-    requests: Annotated[int, typer.Option(help="Requests of each trace.")] = 1200,
+    requests: Annotated[int, typer.Option(help="Requests of each trace.")] = 1500,
+    processes: Annotated[int, typer.Option(help="Runs at a time.")] = 2,
     seeds: Annotated[int, typer.Option(help="Seeds.")] = len(SEEDS),
     plot: Annotated[Path | None, typer.Option(help="Folder for the picture.")] = None,
     record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
@@ -37,7 +38,7 @@ def _command(
     """Compare the admission policies."""
     console = Console()
     found = [
-        compare(scenario, note, LOADS, tuple(range(1, seeds + 1)))
+        compare(scenario, note, LOADS, tuple(range(1, seeds + 1)), processes)
         for scenario in scenarios(_machine(), requests)
     ]
     details: dict[str, Any] = {}

@@ -1,6 +1,8 @@
 """The policies side by side at every load: a table, and the figures that the benchmark is about."""
 
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -37,20 +39,34 @@ def compare(
     note: Callable[[str], None],
     loads: Sequence[float] = LOADS,
     seeds: Sequence[int] = SEEDS,
+    processes: int = 1,
 ) -> Comparison:
     """Runs all policies at all loads."""
-    found = Comparison(scenario, capacity(scenario, seeds[0]))
-    note(f"{scenario.name}: capacity is {found.capacity:.2f} times the trace")
-    for load in steps(loads, scenario.name):
-        for policy in POLICIES:
-            rate = load * found.capacity
-            runs = [simulate(scenario, policy, rate, seed, strict=True) for seed in seeds]
-            found.runs[policy, load] = runs
-            note(f"{scenario.name} {load:g}x {policy}: {line(runs[0])}")
-    for policy in POLICIES[:2]:
-        rate = OVERLOAD * found.capacity
-        runs = [simulate(swinging(scenario), policy, rate, seed, strict=False) for seed in seeds]
-        found.swings[policy] = runs
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, context) as pool:
+        found = Comparison(scenario, capacity(scenario, seeds[0]))
+        note(f"{scenario.name}: capacity is {found.capacity:.2f} times the trace")
+        waiting = {
+            (policy, load): [
+                pool.submit(simulate, scenario, policy, load * found.capacity, seed, strict=True)
+                for seed in seeds
+            ]
+            for load in loads
+            for policy in POLICIES
+        }
+        rate, single = OVERLOAD * found.capacity, swinging(scenario)
+        swings = {
+            policy: [
+                pool.submit(simulate, single, policy, rate, seed, strict=False) for seed in seeds
+            ]
+            for policy in POLICIES[:2]
+        }
+        for policy, load in steps(list(waiting), scenario.name):
+            runs = waiting[policy, load]
+            found.runs[policy, load] = [run.result() for run in runs]
+            note(f"{scenario.name} {load:g}x {policy}: {line(found.runs[policy, load][0])}")
+        for policy, runs in swings.items():
+            found.swings[policy] = [run.result() for run in runs]
     return found
 
 

@@ -8,7 +8,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from baton.errors import BatonError, OverloadedError, UnavailableError
-from services.admission.door import NO_WORKER, NO_WORKER_RETRY_S, Called, Door, Turned
+from services.admission.door import (
+    NO_WORKER,
+    NO_WORKER_RETRY_S,
+    Called,
+    Dismissed,
+    Door,
+    Turned,
+)
 from services.admission.ladder import UNDEGRADED, Degradation
 from services.admission.ledger import Elsewhere, Permit, Pools
 from services.admission.policy import (
@@ -93,8 +100,8 @@ class PermitDesk:
 
     def sweep(self) -> None:
         """Turns those away who cannot be in time any more, and calls in who may start by now."""
-        for waiter, turned in self.door.sweep(self._clock()):
-            self._fail(self._tickets.pop(waiter), rejection(turned))
+        for late in self.door.sweep(self._clock()):
+            self._fail(self._tickets.pop(late.waiter), rejection(late.turned))
         self._call_in()
 
     async def wait_empty(self) -> None:
@@ -193,6 +200,9 @@ class PermitDesk:
     def _call_in(self) -> None:
         for called in self.door.call_in(self._clock()):
             ticket = self._tickets.pop(called.waiter)
+            if isinstance(called, Dismissed):
+                self._fail(ticket, rejection(called.turned))
+                continue
             ticket.called = called
             ticket.done.set()
 

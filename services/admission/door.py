@@ -59,6 +59,14 @@ class Called:
     degradation: Degradation = UNDEGRADED
 
 
+@dataclass(frozen=True, slots=True)
+class Dismissed:
+    """A waiter whose turn has come too late."""
+
+    waiter: Waiter
+    turned: Turned
+
+
 class Door:
     """Lets requests in by a policy. `ladder` None degrades nobody."""
 
@@ -145,10 +153,13 @@ class Door:
         """Returns how many of one class may wait."""
         return max(LEAST_BOUND, load.capacity)
 
-    def call_in(self, now_s: float) -> Iterator[Called]:
-        """Yields those whose turn has come and for whom there is room."""
+    def call_in(self, now_s: float) -> Iterator[Called | Dismissed]:
+        """Yields those whose turn has come: for whom there is room, or who come too late by now."""
         while (waiter := self.room.head(now_s)) is not None:
             load = self.ledger.load(now_s, waiter.request)
+            if self._is_late(now_s, waiter, load):
+                yield Dismissed(waiter, self._dismiss(now_s, waiter))
+                continue
             if not load.capacity or not self._policy.may_start(now_s, load, waiter.request):
                 return
             self._withdraw(waiter)
@@ -156,18 +167,18 @@ class Door:
             permit = self.ledger.grant(waiter.request, now_s)
             yield Called(waiter, permit, self._degradation(now_s, waiter))
 
-    def sweep(self, now_s: float) -> list[tuple[Waiter, Turned]]:
+    def sweep(self, now_s: float) -> list[Dismissed]:
         """Turns those away who would be too late by now even if they started at once."""
-        late = [waiter for waiter in self.room if self.is_late(now_s, waiter)]
-        return [(waiter, self.dismiss(now_s, waiter)) for waiter in late]
+        load = self.ledger.load(now_s)
+        late = [waiter for waiter in self.room if self._is_late(now_s, waiter, load)]
+        return [Dismissed(waiter, self._dismiss(now_s, waiter)) for waiter in late]
 
-    def is_late(self, now_s: float, waiter: Waiter) -> bool:
-        """Tells whether a waiter would be too late even if it started now."""
-        waited_s = now_s - waiter.arrived_s
-        return self._policy.is_hopeless(waited_s, waiter.work_s, waiter.request)
+    def _is_late(self, now_s: float, waiter: Waiter, load: MeshLoad) -> bool:
+        """Tells whether a waiter would be too late after what was granted already."""
+        needs_s = load.wait_s + waiter.work_s
+        return self._policy.is_hopeless(now_s - waiter.arrived_s, needs_s, waiter.request)
 
-    def dismiss(self, now_s: float, waiter: Waiter) -> Turned:
-        """Turns a waiter away that is too late."""
+    def _dismiss(self, now_s: float, waiter: Waiter) -> Turned:
         load = self.load(now_s, waiter.request)
         self.leave(waiter)
         ttft_s = now_s - waiter.arrived_s + load.ttft_s

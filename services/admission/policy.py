@@ -175,15 +175,20 @@ class MeshLoad:
         return self.prefill_permits + self.decode_permits < self.capacity
 
     @property
-    def wait_s(self) -> float:
-        """Seconds until a worker turns to the request's prompt, all accepted work before it."""
+    def queue_s(self) -> float:
+        """Seconds that the workers need for all accepted work before the request's prompt."""
         workers = max(self.computing_workers, 1)
         running = self.prefill_permits
         if running + self.waiting_ahead < workers:
             return 0.0
         # The workers' current prompts are partly done; with a full house the first ends early.
         granted_s = self.backlog_s * max(0, running - workers + 1) / max(running, 1)
-        return (granted_s + self.ahead_s) / workers / (1 - self.overtaken)
+        return (granted_s + self.ahead_s) / workers
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds until a worker turns to the request's prompt: the queue, and who overtakes it."""
+        return self.queue_s / (1 - self.overtaken)
 
     @property
     def ttft_s(self) -> float:
@@ -251,16 +256,24 @@ class QosLimits:
     def ttft_limit_s(self, request: PermitRequest) -> float:
         """Returns the predicted TTFT above which the request is turned away; may be infinite.
 
-        Low priority is held to its threshold and normal priority to its target; high priority is
-        always let in.
+        High priority is always let in.
         """
         if not self.enable_early_rejection or request.priority is Priority.HIGH:
             return math.inf
-        if request.priority is Priority.LOW:
-            return self.low_priority_threshold_s
-        if not self.reject_on_slo_violation:
+        if request.priority is Priority.NORMAL and not self.reject_on_slo_violation:
             return math.inf
         return self.ttft_slo_s if request.ttft_slo_s is None else request.ttft_slo_s
+
+    def wait_limit_s(self, request: PermitRequest) -> float:
+        """Returns the predicted wait above which the request is turned away; may be infinite.
+
+        Low priority is held to its threshold, which is about what others want at that moment, so
+        its own prompt does not count.
+        """
+        limit_s = self.ttft_limit_s(request)
+        if self.enable_early_rejection and request.priority is Priority.LOW:
+            return min(self.low_priority_threshold_s, limit_s)
+        return limit_s
 
     def tpot_limit_s(self, request: PermitRequest) -> float:
         """Returns the target for the time per token that holds for the request."""

@@ -11,7 +11,7 @@ from baton.config import Qos
 from baton.latency import TRUSTED_SAMPLES, CostModel
 from baton.requests import Priority
 from services.admission.choice import POLICIES, make_door
-from services.admission.door import Called, Door, Turned
+from services.admission.door import Called, Dismissed, Door, Turned
 from services.admission.ladder import (
     CLASS_LOWERED,
     HOLD_S,
@@ -58,15 +58,18 @@ class DoorMachine(RuleBasedStateMachine):
     def call_in(self) -> None:
         for called in self.door.call_in(self.now_s):
             self.waiters.remove(called.waiter)
-            self.permits.append(called.permit)
+            if isinstance(called, Dismissed):
+                assert called.waiter.request.priority is not Priority.HIGH
+            else:
+                self.permits.append(called.permit)
 
     @rule(seconds=st.floats(0, 10))
     def pass_time(self, seconds: float) -> None:
         self.now_s += seconds
-        for waiter, turned in self.door.sweep(self.now_s):
-            assert turned.retry_after_s > 0
-            assert waiter.request.priority is not Priority.HIGH
-            self.waiters.remove(waiter)
+        for late in self.door.sweep(self.now_s):
+            assert late.turned.retry_after_s > 0
+            assert late.waiter.request.priority is not Priority.HIGH
+            self.waiters.remove(late.waiter)
         self.call_in()
 
     @rule(prefill=st.integers(0, 2), decode=st.integers(0, 2))
@@ -181,8 +184,8 @@ class Crowd:
         answer = self.door.arrive(now_s, random_request(self.rng))
         if isinstance(answer, Waiter):
             self.waiters.append(answer)
-        for late, _ in self.door.sweep(now_s):
-            self.waiters.remove(late)
+        for late in self.door.sweep(now_s):
+            self.waiters.remove(late.waiter)
         if self.waiters and self.rng.random() < 0.2:
             self.door.leave(self.waiters.pop(self.rng.randrange(len(self.waiters))))
 
@@ -199,8 +202,11 @@ class Crowd:
     def call_in(self, now_s: float) -> None:
         for called in self.door.call_in(now_s):
             self.waiters.remove(called.waiter)
-            self.permits.append(called.permit)
-            self.admitted += 1
+            if isinstance(called, Dismissed):
+                assert called.waiter.request.priority is not Priority.HIGH
+            else:
+                self.permits.append(called.permit)
+                self.admitted += 1
 
     def leave(self, now_s: float) -> None:
         for waiter in self.waiters:
@@ -290,7 +296,7 @@ def test_a_loaded_mesh_degrades_before_it_rejects() -> None:
         request = PermitRequest("r", prompt_tokens=100, uncached_tokens=100, max_tokens=4096)
         if isinstance(door.arrive(now_s, request), Turned):
             rejected_s.append(now_s)
-        called: list[Called] = list(door.call_in(now_s))
+        called = [each for each in door.call_in(now_s) if isinstance(each, Called)]
         capped_s += [
             each.waiter.arrived_s for each in called if MAX_TOKENS_CAPPED in each.degradation.names
         ]
@@ -299,3 +305,28 @@ def test_a_loaded_mesh_degrades_before_it_rejects() -> None:
             door.prefill_done(permit, now_s)
             door.release(permit, now_s)
     assert capped_s[0] < rejected_s[0]
+
+
+def test_who_comes_too_late_is_dismissed_when_its_turn_comes() -> None:
+    door = door_with()
+    for _ in range(2):
+        door.arrive(0.0, prompt(400, Priority.HIGH))
+    assert len(list(door.call_in(0.0))) == 2
+    waiter = door.arrive(0.0, prompt(300, Priority.NORMAL))
+    assert isinstance(waiter, Waiter)
+    assert not list(door.call_in(0.0))
+    (late,) = door.call_in(1.6)
+    assert isinstance(late, Dismissed)
+    assert late.turned.reason == "TTFT_UNATTAINABLE"
+    assert not len(door.room)
+
+
+def test_low_is_held_to_its_threshold_by_the_queue_not_by_its_own_prompt() -> None:
+    door = door_with(low_priority_threshold_ms=500)
+    assert isinstance(door.arrive(0.0, prompt(900, Priority.LOW)), Waiter)
+    assert list(door.call_in(0.0))
+    assert isinstance(door.arrive(0.0, prompt(900, Priority.LOW)), Turned)
+
+
+def prompt(tokens: int, priority: Priority) -> PermitRequest:
+    return PermitRequest("r", priority=priority, prompt_tokens=tokens, uncached_tokens=tokens)

@@ -28,7 +28,7 @@ class QueueEstimatePolicy:
     def decide(self, now_s: float, load: MeshLoad, request: PermitRequest) -> Verdict:
         """See AdmissionPolicy; the estimate does not depend on the clock."""
         ttft_s = predict_ttft_s(load)
-        limit_s = self._limits.ttft_limit_s(request)
+        limit_s = self._limits.wait_limit_s(request)
         if ttft_s > limit_s:
             return Reject(TTFT_UNATTAINABLE, ttft_s, ttft_s - limit_s)
         return Accept(ttft_s, ttft_s / self._limits.ttft_slo_s)

@@ -43,7 +43,7 @@ CEILINGS: Mapping[Priority, float] = MappingProxyType(
 HYSTERESIS = 0.02
 """After a class was turned away its ceiling is this much lower until it is let in again."""
 
-SHORT_BACKLOG_SHARE = 0.25
+SHORT_BACKLOG_SHARE = 0.1
 """Workers are given prompts for this share of the TTFT target ahead: enough for routers to see that
 decode workers would compute some of them sooner. What waits longer does so in the central queue,
 where tenants take turns and no worker is chosen yet."""
@@ -82,7 +82,7 @@ class SloNowPolicy:
 
     def is_hopeless(self, waited_s: float, work_s: float, request: PermitRequest) -> bool:
         """See AdmissionPolicy: a prompt that comes too late is not worth computing."""
-        return waited_s + work_s > LATEST_SHARE * self._limits.ttft_limit_s(request)
+        return _has_waited_too_long(waited_s, work_s, request, self._limits)
 
 
 class PredictivePolicy:
@@ -127,11 +127,12 @@ class PredictivePolicy:
 
     def is_hopeless(self, waited_s: float, work_s: float, request: PermitRequest) -> bool:
         """See AdmissionPolicy: a prompt that comes too late is not worth computing."""
-        return waited_s + work_s > LATEST_SHARE * self._limits.ttft_limit_s(request)
+        return _has_waited_too_long(waited_s, work_s, request, self._limits)
 
     def _finds_room(self, load: MeshLoad, request: PermitRequest, ceiling: float) -> bool:
         """Tells whether the decode pool will have room soon enough, after all accepted before."""
-        horizon_s = DECODE_WAIT_SHARE * self._limits.ttft_limit_s(request)
+        longest_s = DECODE_WAIT_SHARE * self._limits.ttft_limit_s(request)
+        horizon_s = min(longest_s, self._limits.wait_limit_s(request))
         streams = load.forecast.at(horizon_s, held_back=True).plus(1, request.prompt_tokens)
         return load.decode.load(streams, self._limits.tpot_limit_s(request)) <= ceiling
 
@@ -164,17 +165,25 @@ def _is_bound(request: PermitRequest, limits: QosLimits) -> bool:
     return limits.ttft_limit_s(request) < float("inf")
 
 
+def _has_waited_too_long(
+    waited_s: float, work_s: float, request: PermitRequest, limits: QosLimits
+) -> bool:
+    return waited_s + work_s > LATEST_SHARE * limits.ttft_limit_s(request)
+
+
 def _accept(load: MeshLoad, request: PermitRequest, limits: QosLimits, decode: float) -> Accept:
     """Returns the acceptance with the larger load: of the decode pool as a share of the class's
     ceiling, and the wait as a share of what the request's own prompt leaves of its target."""
     spare_s = TTFT_SHARE * limits.ttft_limit_s(request) - (load.ttft_s - load.wait_s)
+    spare_s = min(spare_s, limits.wait_limit_s(request))
     prefill = min(1.0, load.wait_s / spare_s) if spare_s > 0 else float(load.wait_s > 0)
     return Accept(load.ttft_s, max(prefill, decode / CEILINGS[request.priority]))
 
 
 def _too_late(load: MeshLoad, request: PermitRequest, limits: QosLimits) -> Reject | None:
-    limit_s = TTFT_SHARE * limits.ttft_limit_s(request)
-    if load.wait_s == 0.0 or load.ttft_s <= limit_s:
+    if load.wait_s == 0.0:
         # Nothing is before it: nobody could serve it sooner.
         return None
-    return Reject(TTFT_UNATTAINABLE, load.ttft_s, load.ttft_s - limit_s)
+    late_s = load.ttft_s - TTFT_SHARE * limits.ttft_limit_s(request)
+    late_s = max(late_s, load.queue_s - limits.wait_limit_s(request))
+    return None if late_s <= 0 else Reject(TTFT_UNATTAINABLE, load.ttft_s, late_s)
