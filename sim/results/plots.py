@@ -23,6 +23,7 @@ def goodput_over_load(path: Path, curves: Mapping[str, Curve]) -> None:
         means = [value.mean for _, value in curve]
         widths = [value.half_width or 0.0 for _, value in curve]
         axes.errorbar(loads, means, yerr=widths, marker="o", capsize=3, label=label)
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("offered requests per second")
     axes.set_ylabel("requests per second within both limits")
     _save(figure, axes, path)
