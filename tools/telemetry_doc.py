@@ -41,6 +41,21 @@ prints it. Inside the mesh the context travels
 in the frames of each request, and to an SGLang engine with the request, so that its own spans have
 the same trace.
 
+**SGLang.** Workers on SGLang record the same spans with the same parts as all others, made from the
+stage times that the engine reports (`tests/sglang/test_aggregated.py`). The engine's own spans join
+the trace when it is told to trace, by its own arguments:
+
+```yaml
+engine:
+  kind: sglang
+  sglang: {{enable_trace: true, otlp_traces_endpoint: "127.0.0.1:4317"}}
+```
+
+SGLang then imports `opentelemetry-exporter-otlp-proto-http` too, which has to be installed beside
+it. Names and attributes of these spans are SGLang's and change with its releases; 0.5.23 has
+`request_process`, `prefill_waiting`, `prefill_forward` and `decode_forward`, and in pairs
+`prefill_bootstrap`, `prefill_transfer_kv_cache`, `decode_bootstrap` and `decode_transferred`.
+
 **Exemplars.** Latency histograms carry the trace of a sampled request, by OTLP and where Prometheus
 scrapes the processes themselves (OpenMetrics, which it asks for by itself). It keeps them with
 `--enable-feature=exemplar-storage`; Grafana links them to Jaeger in the compose stack.
