@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import aiohttp
 import typer
 import uvloop
 import yaml
@@ -124,7 +125,7 @@ class Run:
     async def _with_rival(self, directory: Path) -> None:
         try:
             await measure_rival(self._setup, self._work, self.keep, directory)
-        except ChildFailed as failed:
+        except (ChildFailed, aiohttp.ClientError, TimeoutError) as failed:
             note(f"SGLang's own servers were not measured: {failed}")
 
     def _identity_prompts(self) -> list[list[int]]:
