@@ -6,6 +6,7 @@ from typing import Any
 
 import aiohttp
 
+from bench.children import ChildFailed
 from bench.drive import Outcome, percentiles_ms
 from bench.prompts import PromptPlan
 from bench.sglang_fleet import Setup
@@ -14,9 +15,15 @@ from bench.sglang_load import WARM_UP, Keep, Step, Work, goodput
 
 
 async def measure_rival(setup: Setup, work: Work, keep: Keep, directory: Path) -> None:
-    """Keeps what sglang-router adds and serves; what needs it is None where it is missing."""
+    """Keeps what sglang-router adds and serves; what needs it is None where it is missing.
+
+    Raises ChildFailed when a server does not start or does not answer.
+    """
     async with running_http_pair(setup, directory) as pair, aiohttp.ClientSession() as session:
-        keep(Step("sglang-router-overhead", await _overhead(session, pair, work)))
+        try:
+            keep(Step("sglang-router-overhead", await _overhead(session, pair, work)))
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise ChildFailed(f"a server did not answer: {error!r}") from error
         if (port := pair.router_port) is not None:
             await goodput(
                 work, "sglang-router", lambda prompts: _Target(session, port, prompts), keep
