@@ -9,7 +9,7 @@ from rich.console import Console
 
 from baton.config import Config
 from sim.costs.hardware import Hardware
-from sim.experiment import Experiment, Run, run_seeds
+from sim.experiment import Experiment, Run, run_once, run_seeds
 from sim.fleet import MIXED_BUDGET, FleetSpec
 from sim.planner import Planner, Report, Sized, splits
 from sim.results import plots
@@ -124,8 +124,14 @@ class Comparison:
         if self._folder is not None and share == 1.0:
             plots.cdfs(self._folder / f"{self._case.name}-latency", recorders)
         if self._folder is not None and share == KNEE_LOADS[-1]:
-            plots.timeline(self._folder / f"{self._case.name}-timeline", recorders)
+            turned = {each.fleet.label: self._admitting(each.at(load)) for each in experiments}
+            plots.timeline(self._folder / f"{self._case.name}-timeline", turned)
         return {"load": load, **{name.split("\n")[0]: _means(it) for name, it in columns}}
+
+    def _admitting(self, each: Experiment) -> Recorder:
+        """Returns a run in which admission decides, for the times at which it turns away."""
+        policies = replace(each.policies, admits_all=False)
+        return run_once(replace(each, policies=policies), SEEDS[0], asks_oracle=False).recorder
 
     def _note(self, label: str, figures: Summary, recorder: Recorder) -> None:
         value = figures["goodput_per_s"]
