@@ -10,8 +10,8 @@ from rich.console import Console
 from baton.config import Config
 from sim.costs.hardware import Hardware
 from sim.experiment import Experiment, Run, run_once, run_seeds
-from sim.fleet import MIXED_BUDGET, FleetSpec
-from sim.planner import Planner, Report, Sized, splits
+from sim.fleet import FleetSpec
+from sim.planner import Planner, Report, Sized, chunked, splits
 from sim.results import plots
 from sim.results.recorder import Recorder, Slo
 from sim.results.summary import Estimate, summarise
@@ -24,9 +24,6 @@ SEEDS = (1, 2, 3)
 KNEE_LOADS = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Loads that are compared, relative to what the best split serves."""
 SHOWN_LOADS = (0.5, 1.0, 2.0)
-CHUNKS = (256, 512, MIXED_BUDGET)
-"""Tokens of a step of the fleet without a split: it is compared at the best of these."""
-
 Summary = dict[str, Estimate | None]
 
 
@@ -69,7 +66,7 @@ class Comparison:
         """Returns what was found, and shows and draws it."""
         planner = Planner(report=self._report)
         split = _last(planner.best(replace(self._base, fleet=it) for it in self._splits()))
-        flat = _last(planner.best(self._chunked()))
+        flat = _last(planner.best(chunked(self._base)))
         if split is None or flat is None:
             return Compared()
         found = Compared(
@@ -92,14 +89,6 @@ class Comparison:
 
     def _splits(self) -> Iterator[FleetSpec]:
         return splits(self._base.fleet)
-
-    def _chunked(self) -> Iterator[Experiment]:
-        for chunk in CHUNKS:
-            yield replace(
-                self._base,
-                fleet=replace(self._base.fleet, mixed_budget=chunk),
-                policies=replace(self._base.policies, chunk_tokens=chunk),
-            )
 
     def _at_capacity(self, sized: Sized) -> float | None:
         self._report(f"{sized.experiment.fleet.label} at its capacity")

@@ -2,11 +2,11 @@
 
 from rich.console import Console
 
-from sim.bench_compare import CHUNKS, SEEDS, Summary, experiment, mean, summary
+from sim.bench_compare import SEEDS, Summary, experiment, mean, summary
 from sim.costs.hardware import Hardware
 from sim.experiment import run_seeds
 from sim.fleet import FleetSpec
-from sim.planner import Report
+from sim.planner import CHUNKS, Report
 from sim.results.recorder import Slo
 from sim.results.table import comparison
 from sim.traces.arrivals import Arrivals

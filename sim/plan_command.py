@@ -9,7 +9,7 @@ from rich.table import Table
 
 from sim.experiment import Experiment, Run, run_seeds
 from sim.fleet import MIXED_BUDGET, FleetSpec
-from sim.planner import ATTAINMENT, Planner, Sized, splits
+from sim.planner import ATTAINMENT, Planner, Sized, chunked, splits
 from sim.results import plots
 from sim.results.summary import Estimate, as_json, summarise
 from sim.setting import Setting, progress_bar, promising
@@ -63,7 +63,8 @@ def plan(question: PlanQuestion, console: Console) -> Plan | None:
                 yield experiment
                 progress.advance(task)
 
-        flat = planner.past_the_knee(planner.capacity(base))
+        unsplit = planner.best(chunked(base)) or [planner.capacity(base)]
+        flat = planner.past_the_knee(unsplit[-1])
         progress.advance(task)
         found = planner.best(each())
         if not found:
@@ -128,7 +129,8 @@ def _show(question: PlanQuestion, made: Plan, console: Console) -> None:
 
 def explain(made: Plan) -> str:
     """Returns what to run and why, in sentences."""
-    split, flat = made.split.experiment.fleet.label, made.flat.experiment.fleet.label
+    split, fleet = made.split.experiment.fleet.label, made.flat.experiment.fleet
+    flat = f"{fleet.label} with chunks of {fleet.mixed_budget}"
     ratio = made.ratio
     if ratio is None:
         return f"Run {split}: the aggregated fleet {flat} meets the limits at no load."

@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from sim.experiment import Experiment, Run, run_once
-from sim.fleet import FleetSpec
+from sim.fleet import MIXED_BUDGET, FleetSpec
 
 ATTAINMENT = 0.9
 PRECISION = 1.04
 """Two loads closer than this factor are one."""
+
+CHUNKS = (256, 512, MIXED_BUDGET)
+"""Tokens of a step of the fleet without a split: it is compared at the best of these."""
 
 _FURTHEST = 64.0
 
@@ -101,6 +104,13 @@ def splits(flat: FleetSpec) -> Iterator[FleetSpec]:
     middle = workers / 2
     for prefill in sorted(range(1, workers), key=lambda count: (abs(count - middle), count)):
         yield replace(flat, aggregated=0, prefill=prefill, decode=workers - prefill)
+
+
+def chunked(flat: Experiment) -> Iterator[Experiment]:
+    """Yields an aggregated fleet with steps of several sizes: none is best for all limits."""
+    for tokens in CHUNKS:
+        fleet = replace(flat.fleet, mixed_budget=tokens)
+        yield replace(flat, fleet=fleet, policies=replace(flat.policies, chunk_tokens=tokens))
 
 
 def _next_load(low: float, high: float) -> float:
