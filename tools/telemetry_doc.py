@@ -52,9 +52,10 @@ engine:
 ```
 
 SGLang then imports `opentelemetry-exporter-otlp-proto-http` too, which has to be installed beside
-it. Names and attributes of these spans are SGLang's and change with its releases; 0.5.23 has
-`request_process`, `prefill_waiting`, `prefill_forward` and `decode_forward`, and in pairs
-`prefill_bootstrap`, `prefill_transfer_kv_cache`, `decode_bootstrap` and `decode_transferred`.
+it. Names and attributes of these spans are SGLang's and change with its releases. Seen in a trace
+of 0.5.23: `Req NAME`, `request_process`, `prefill_waiting`, `prefill_forward`, `decode_waiting`,
+`decode_forward` and one `decode_loop` for each step. By its source pairs have `prefill_bootstrap`,
+`prefill_transfer_kv_cache`, `decode_bootstrap` and `decode_transferred` besides.
 
 **Exemplars.** Latency histograms carry the trace of a sampled request, by OTLP and where Prometheus
 scrapes the processes themselves (OpenMetrics, which it asks for by itself). It keeps them with
