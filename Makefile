@@ -138,6 +138,10 @@ bench-knobs: setup ## What each setting does, against its default, for docs/tuni
 bench-qos: setup ## Admission's policies from 0.5 to 3 times capacity, in the simulator
 	@BATON_TRACES="$(or $(BATON_TRACES),../shared/traces)" $(BIN)/python -m bench.qos $(ARGS)
 
+.PHONY: bench-qos-mesh
+bench-qos-mesh: setup ## The same comparison in a running mesh of simulated workers
+	@$(BIN)/python -m bench.qos.mesh $(ARGS)
+
 .PHONY: soak-qos
 soak-qos: setup ## Random cancels, deadlines and killed admission services must leave nothing
 	@$(BIN)/python -m bench.qos.soak $(ARGS)
