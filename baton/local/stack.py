@@ -260,7 +260,9 @@ class Stack:
         del self._members[member.name]
         member.name, member.role = self._new_name(to), to
         self._members[member.name] = member
-        self._tasks.create_task(self._supervisor.move_role(member))
+        address, member.address, member.incarnation = member.address, "", ""
+        self._supervisor.move(member, MemberState.STARTING, f"was at {address} in the other role")
+        self._tasks.create_task(self._supervisor.move_role(member, address))
 
     def _add(self, role: Role, name: str, port: int = 0) -> Member:
         member = Member(name, role, port)

@@ -80,16 +80,14 @@ class Supervisor:
             why = f"did not stop in {grace_s:g} s and was killed"
             self.move(member, MemberState.STOPPING, why)
 
-    async def move_role(self, member: Member) -> None:
-        """Has a worker take on the role and name that its member has by now.
+    async def move_role(self, member: Member, address: str) -> None:
+        """Has the worker at `address` take on the role and name that its member has by now.
 
         The process goes on with its model; one that cannot is started again in the new role.
         """
-        child, address, began_s = member.child, member.address, time.time()
+        child, began_s = member.child, time.time()
         assert child is not None
-        member.address = member.incarnation = ""
         member.start_s = None
-        self.move(member, MemberState.STARTING, f"becomes {member.name}")
         if not await probes.change_role(address, member.role.value, member.name):
             member.is_restart_wanted = True
             await child.stop(self._options.stop_grace_s)
