@@ -14,6 +14,7 @@ from redis.asyncio import (
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 from baton.errors import StartupError
@@ -28,12 +29,13 @@ CONNECT_TIMEOUT_S = 1.0
 RETRIES = 2
 
 
-class _KeepsCancellation(AbstractConnection):
-    """Raises a cancellation that the client would lose.
+class _KeepsPromises(AbstractConnection):
+    """Raises what callers wait for, where the client would raise something else or nothing.
 
     The client writes under `asyncio.wait_for`, which before Python 3.12 swallows a cancellation
     that meets a finished write (https://github.com/python/cpython/issues/86296): a loop around
-    calls to Redis would then never end.
+    calls to Redis would then never end. And uvloop answers a write to a transport that just closed
+    with RuntimeError, which no caller takes for a lost connection.
     """
 
     async def send_packed_command(
@@ -41,21 +43,25 @@ class _KeepsCancellation(AbstractConnection):
     ) -> None:
         task = asyncio.current_task()
         before = task.cancelling() if task else 0
-        await super().send_packed_command(command, check_health)
+        try:
+            await super().send_packed_command(command, check_health)
+        except RuntimeError as error:
+            await self.disconnect(nowait=True)
+            raise RedisConnectionError(f"the connection closed: {error}") from error
         if task and task.cancelling() > before:
             await self.disconnect(nowait=True)
             raise asyncio.CancelledError
 
 
-class _TcpConnection(_KeepsCancellation, Connection):
+class _TcpConnection(_KeepsPromises, Connection):
     pass
 
 
-class _TlsConnection(_KeepsCancellation, SSLConnection):
+class _TlsConnection(_KeepsPromises, SSLConnection):
     pass
 
 
-class _UnixConnection(_KeepsCancellation, UnixDomainSocketConnection):
+class _UnixConnection(_KeepsPromises, UnixDomainSocketConnection):
     pass
 
 

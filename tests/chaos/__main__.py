@@ -17,15 +17,18 @@ _CACHE = Path(".baton") / "chaos"
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of faults.")] = 20,
     seed: Annotated[int, typer.Option(help="Decides every round's plan.")] = 1,
+    hosts: Annotated[
+        bool, typer.Option("--hosts", help="Each worker in a network namespace (root).")
+    ] = False,
     record: Annotated[bool, typer.Option(help="Keep the report in bench/results.")] = False,
 ) -> None:
     """Break the mesh at random under load and say what held."""
     questions = make_questions(seed, _CACHE)
     run_dir = Path(tempfile.mkdtemp(prefix="baton-chaos-"))
     typer.echo(f"logs in {run_dir}")
-    report = asyncio.run(run_campaign(rounds, seed, questions, run_dir, typer.echo))
+    report = asyncio.run(run_campaign(rounds, seed, questions, run_dir, typer.echo, on_hosts=hosts))
     _print(report)
-    emit("chaos", report.figures(), _details(report, seed), record)
+    emit("chaos-hosts" if hosts else "chaos", report.figures(), _details(report, seed), record)
     raise typer.Exit(0 if report.is_clean else 1)
 
 

@@ -8,9 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
+
 from baton.local.roles import Role
+from baton.state.connect import REDIS_ERRORS
 from tests.chaos.faults import Fault, any_fault
 from tests.chaos.fleet import Fleet
+from tests.chaos.hosts import Hosts
 from tests.chaos.observer import Leaks, look
 from tests.chaos.traffic import Ending, Question, Tally, Traffic
 
@@ -73,10 +77,16 @@ async def run_campaign(
     questions: list[Question],
     run_dir: Path,
     tell: Callable[[str], None],
+    *,
+    on_hosts: bool = False,
 ) -> Report:
-    """Breaks one fleet `rounds` times. The plan of round n follows from `seed` and n alone."""
+    """Breaks one fleet `rounds` times. The plan of round n follows from `seed` and n alone.
+
+    With `on_hosts` each worker has a network namespace of its own and KV moves by TCP.
+    """
     report = Report()
-    async with Fleet(run_dir, ENVIRON, COUNTS) as fleet:
+    hosts = Hosts(run_dir) if on_hosts else None
+    async with Fleet(run_dir, ENVIRON, COUNTS, hosts) as fleet:
         for number in range(rounds):
             rng = random.Random(f"{seed}/{number}")
             line = await _round(fleet, rng, questions, report)
@@ -128,10 +138,18 @@ async def _recovery_s(fleet: Fleet, traffic: Traffic, report: Report) -> float:
 async def _settle(fleet: Fleet, report: Report) -> None:
     """Waits until nobody holds anything; what is held after the limit has leaked."""
     deadline_s = time.monotonic() + QUIET_LIMIT_S
-    leaks = await look(fleet)
-    while leaks and time.monotonic() < deadline_s:
+    while (held := await _held(fleet)) != Leaks() and time.monotonic() < deadline_s:
         await asyncio.sleep(_POLL_S)
-        leaks = await look(fleet)
-    report.leaks.append(leaks)
-    if leaks:
-        report.problems.append(f"round {report.rounds + 1}: still held: {leaks}")
+    report.leaks.append(held or Leaks())
+    if held is None:
+        report.problems.append(f"round {report.rounds + 1}: a process does not answer")
+    elif held:
+        report.problems.append(f"round {report.rounds + 1}: still held: {held}")
+
+
+async def _held(fleet: Fleet) -> Leaks | None:
+    """Returns what is held; None while a process does not answer."""
+    try:
+        return await look(fleet)
+    except (grpc.aio.AioRpcError, *REDIS_ERRORS):
+        return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from baton.local.roles import Role
 from tests.chaos.clock import CAN_STEP
 from tests.chaos.fleet import Fleet, Member
+from tests.chaos.hosts import Host
 from tests.chaos.meddler import Meddling
 from tests.chaos.proxy import Network
 
@@ -35,7 +36,8 @@ Maker = Callable[[Fleet, random.Random], Fault]
 
 def any_fault(fleet: Fleet, rng: random.Random) -> Fault:
     """Returns one fault, chosen and dimensioned by `rng`."""
-    maker: Maker = rng.choice(_MAKERS)
+    has_hosts = any(member.host for member in fleet.members.values())
+    maker: Maker = rng.choice((*_MAKERS, *_MAKERS_OF_HOSTS) if has_hosts else _MAKERS)
     return maker(fleet, rng)
 
 
@@ -142,6 +144,23 @@ def stepped_clock(fleet: Fleet, rng: random.Random) -> Fault:
     return Fault(name, (member.name,), rng.uniform(1.5, 4.0), inject, heal)
 
 
+def cut_host(fleet: Fleet, rng: random.Random) -> Fault:
+    """A worker's host loses its cable: calls, Redis and KV on their way stop at once."""
+    member, host = _apart(fleet, rng)
+    return Fault("host cut off", (member.name,), rng.uniform(0.3, 4.0), host.cut, host.join)
+
+
+def narrow_host(fleet: Fleet, rng: random.Random) -> Fault:
+    """Little gets through to a worker's host, KV included."""
+    member, host = _apart(fleet, rng)
+    kbit_per_s = rng.choice((256, 2_000, 20_000))
+
+    async def inject() -> None:
+        await host.narrow(kbit_per_s)
+
+    return Fault("host narrow", (member.name,), rng.uniform(0.5, 4.0), inject, host.widen)
+
+
 _MAKERS: tuple[Maker, ...] = (
     killed,
     killed,
@@ -158,6 +177,8 @@ _MAKERS: tuple[Maker, ...] = (
     *((stepped_clock,) if CAN_STEP else ()),
 )
 """One named twice comes up twice as often."""
+
+_MAKERS_OF_HOSTS: tuple[Maker, ...] = (cut_host, cut_host, narrow_host)
 
 
 def _signalled(
@@ -178,6 +199,11 @@ def _signalled(
 
 def _any_member(fleet: Fleet, rng: random.Random) -> Member:
     return rng.choice(list(fleet.members.values()))
+
+
+def _apart(fleet: Fleet, rng: random.Random) -> tuple[Member, Host]:
+    members = [(member, member.host) for member in fleet.members.values() if member.host]
+    return rng.choice(members)
 
 
 def _limit(pid: int, which: int, value: int) -> None:

@@ -7,19 +7,18 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from redis.asyncio import Redis
-
 from baton.local import probes
 from baton.local.child import Child, ChildSpec, start_child
 from baton.local.roles import Role
 from baton.state.connect import connect
 from baton.state.embedded import find_redis_server, server_arguments
 from tests.chaos.clock import CAN_STEP, Clock
+from tests.chaos.hosts import Host, Hosts
 from tests.chaos.meddler import Meddler
 from tests.chaos.proxy import FaultyProxy
 from tests.support.waiting import eventually
 
-HOST = "127.0.0.1"
+_LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 _RESTART_PAUSE_S = 0.2
 _REDIS_BYTES = 256 * 2**20
@@ -36,11 +35,13 @@ class Member:
     child: Child | None = None
     lives: int = 0
     clock: Clock | None = None
+    host: Host | None = None
+    listens_on: str = _LOOPBACK
 
     @property
     def address(self) -> str:
         """Where an observer reaches it past its proxy."""
-        return f"{HOST}:{self.port}"
+        return f"{self.listens_on}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -51,11 +52,20 @@ class Member:
 class Fleet:
     """One Redis, and as many of the other roles as `counts` says, in its order.
 
-    An async context manager; entering returns when the mesh is whole.
+    Workers run here, or on `hosts` of their own. An async context manager; entering returns when
+    the mesh is whole.
     """
 
-    def __init__(self, run_dir: Path, environ: dict[str, str], counts: dict[Role, int]) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        environ: dict[str, str],
+        counts: dict[Role, int],
+        hosts: Hosts | None = None,
+    ) -> None:
         self.run_dir = run_dir
+        self._hosts = hosts
+        self._here = hosts.here if hosts else _LOOPBACK
         self.members: dict[str, Member] = {}
         self.proxies: dict[str, FaultyProxy] = {}
         self.meddlers: dict[str, Meddler] = {}
@@ -68,15 +78,23 @@ class Fleet:
         return [member for member in self.members.values() if member.role is role]
 
     async def __aenter__(self) -> "Fleet":
+        if self._hosts:
+            await self._hosts.open()
         self._group = await asyncio.TaskGroup().__aenter__()
+        try:
+            await self._begin()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _begin(self) -> None:
         await self._add("redis", Role.REDIS)
-        self.redis: Redis = connect(f"redis://{HOST}:{self.members['redis'].port}/0")
         await eventually(self._redis_answers, START_TIMEOUT_S)
         for role, count in self._counts.items():
             for index in range(count):
                 await self._add(f"{role.value}-{index}", role)
         await eventually(self.is_whole, START_TIMEOUT_S)
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         self._is_ending = True
@@ -87,8 +105,11 @@ class Fleet:
         await asyncio.gather(*(child.wait() for child in children))
         await asyncio.gather(*(proxy.stop() for proxy in self.proxies.values()))
         await asyncio.gather(*(meddler.stop() for meddler in self.meddlers.values()))
-        await self.redis.aclose()
+        if "redis" in self.members:
+            await self.redis.aclose()
         await self._group.__aexit__(None, None, None)
+        if self._hosts:
+            await self._hosts.close()
 
     async def is_whole(self) -> bool:
         """Tells whether all serve, each router sees all workers and all pairs are proven."""
@@ -129,21 +150,28 @@ class Fleet:
         return await probes.redis_answers(self.redis, self.members["redis"].pid)
 
     async def _add(self, name: str, role: Role) -> None:
-        port = probes.free_port(HOST)
-        proxy = FaultyProxy(port)
+        is_apart = self._hosts is not None and role in (Role.PREFILL, Role.DECODE)
+        host = await self._hosts.add() if self._hosts and is_apart else None
+        # Redis is told to listen on loopback; what is not apart is reached through its proxy.
+        listens_on = host.address if host else _LOOPBACK
+        port = probes.free_port(_LOOPBACK)
+        proxy = FaultyProxy(port, listens_on, self._here)
         await proxy.start()
         self.proxies[name] = proxy
         public_port = proxy.port
         if role is Role.PREFILL:
-            meddler = Meddler(f"{HOST}:{proxy.port}")
+            meddler = Meddler(f"{self._here}:{proxy.port}", self._here)
             await meddler.start()
             self.meddlers[name] = meddler
             public_port = meddler.port
         clock = Clock(self.run_dir / f"{name}.clock") if CAN_STEP else None
-        member = Member(name, role, port, public_port, clock=clock)
+        member = Member(
+            name, role, port, public_port, clock=clock, host=host, listens_on=listens_on
+        )
         self.members[name] = member
         self._group.create_task(self._keep(member))
         if role is Role.REDIS:
+            self.redis = connect(f"redis://{member.address}/0")
             await eventually(lambda: bool(member.pid), START_TIMEOUT_S)
 
     async def _keep(self, member: Member) -> None:
@@ -162,11 +190,14 @@ class Fleet:
             arguments = server_arguments(self.run_dir, member.port, _REDIS_BYTES)
             command = (str(find_redis_server()), *arguments)
             return ChildSpec(member.name, command, environ, log)
-        redis = f"redis://{HOST}:{self.members['redis'].public_port}/0"
+        redis = f"redis://{self._here}:{self.members['redis'].public_port}/0"
         command = (
             sys.executable,
             *("-m", member.role.module, "--name", member.name, "--port", str(member.port)),
-            *("--advertise", f"{HOST}:{member.public_port}"),
+            *("--host", member.listens_on),
+            *("--advertise", f"{self._here}:{member.public_port}"),
         )
+        if member.host:
+            command = member.host.command(*command)
         environ["BATON_MESH__REDIS_URL"] = redis
         return ChildSpec(member.name, command, environ, log)

@@ -31,8 +31,9 @@ class Meddling(enum.Enum):
 class Meddler:
     """Forwards every RPC to `target` as bytes; `meddling` says what it does to receipts."""
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, host: str = "127.0.0.1") -> None:
         self.meddling = Meddling.NONE
+        self._host = host
         self.port = 0
         self.meddled = 0
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
@@ -41,7 +42,7 @@ class Meddler:
 
     async def start(self) -> None:
         """Begins to listen."""
-        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self.port = self._server.add_insecure_port(f"{self._host}:0")
         await self._server.start()
 
     async def stop(self) -> None:

@@ -5,7 +5,7 @@ import enum
 from contextlib import suppress
 
 _CHUNK_BYTES = 64 * 1024
-_HOST = "127.0.0.1"
+_LOOPBACK = "127.0.0.1"
 
 
 class Network(enum.Enum):
@@ -23,10 +23,13 @@ class Network(enum.Enum):
 
 
 class FaultyProxy:
-    """Listens on a port of its own and forwards to `target_port` as its `network` allows."""
+    """Listens on a port of `host` and forwards to the target as its `network` allows."""
 
-    def __init__(self, target_port: int) -> None:
-        self.target_port = target_port
+    def __init__(
+        self, target_port: int, target_host: str = _LOOPBACK, host: str = _LOOPBACK
+    ) -> None:
+        self._target = target_host, target_port
+        self._host = host
         self.port = 0
         self.delay_s = 0.05
         self.bytes_per_s = 200_000.0
@@ -38,7 +41,7 @@ class FaultyProxy:
 
     async def start(self) -> None:
         """Begins to listen."""
-        self._server = await asyncio.start_server(self._accept, _HOST, 0, limit=_CHUNK_BYTES)
+        self._server = await asyncio.start_server(self._accept, self._host, 0, limit=_CHUNK_BYTES)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -76,7 +79,7 @@ class FaultyProxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_connection(_HOST, self.target_port)
+        far_reader, far_writer = await asyncio.open_connection(*self._target)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._pump(reader, far_writer))
