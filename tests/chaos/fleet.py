@@ -112,27 +112,32 @@ class Fleet:
             await self._hosts.close()
 
     async def is_whole(self) -> bool:
-        """Tells whether all serve, each router sees all workers and all pairs are proven."""
+        """Tells whether nothing is missing."""
+        return not await self.missing()
+
+    async def missing(self) -> str:
+        """Returns what keeps the mesh from being whole; empty when all serve, each router sees
+        all workers and all pairs are proven.
+        """
         for member in self.members.values():
             if not await self.is_serving(member):
-                return False
-        workers = [*self.of(Role.PREFILL), *self.of(Role.DECODE)]
+                return f"{member.name} does not serve"
         lives = []
-        for member in workers:
+        for member in (*self.of(Role.PREFILL), *self.of(Role.DECODE)):
             since_s = member.child.started_at_s if member.child else 0.0
             record = await probes.find_record(self.redis, member.name, since_s - 60)
             if record is None:
-                return False
+                return f"{member.name} is not registered"
             lives.append(record.incarnation)
         for router in self.of(Role.ROUTER):
             if not await probes.sees_workers(router.address, lives):
-                return False
+                return f"{router.name} does not see all workers"
         names = {member.name for member in self.of(Role.PREFILL)}
-        pairs = [
-            set(await probes.connected_prefill_workers(member.address))
-            for member in self.of(Role.DECODE)
-        ]
-        return all(names <= pair for pair in pairs)
+        for member in self.of(Role.DECODE):
+            pairs = await probes.connected_prefill_workers(member.address)
+            if not names <= set(pairs):
+                return f"{member.name} has pairs with {sorted(pairs)} only"
+        return ""
 
     async def is_serving(self, member: Member) -> bool:
         """Tells whether the process serves; asked past its proxy."""

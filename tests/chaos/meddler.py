@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 
-from baton.rpc.channels import MAX_MESSAGE_BYTES
+from baton.rpc.channels import MAX_MESSAGE_BYTES, SERVER_OPTIONS
 from baton.v1 import prefill_link_pb2
 
 _LINK = "/baton.v1.PrefillService/Link"
@@ -37,7 +37,7 @@ class Meddler:
         self.port = 0
         self.meddled = 0
         self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
-        self._server = grpc.aio.server(options=_OPTIONS)
+        self._server = grpc.aio.server(options=[*SERVER_OPTIONS, *_OPTIONS])
         self._server.add_generic_rpc_handlers((_Forwarder(self._channel, self._responses),))
 
     async def start(self) -> None:
