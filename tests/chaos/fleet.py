@@ -19,7 +19,7 @@ from tests.chaos.proxy import FaultyProxy
 from tests.support.waiting import eventually
 
 _LOOPBACK = "127.0.0.1"
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 _RESTART_PAUSE_S = 0.2
 _REDIS_BYTES = 256 * 2**20
 
