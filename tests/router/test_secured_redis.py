@@ -30,9 +30,9 @@ async def test_services_work_with_the_rights_that_the_docs_give(
         plane = ControlPlane(url, load_served_model(DEFAULT_MODEL), stack)
         stack.callback(plane.telemetry.shutdown)
         stack.push_async_callback(plane.redis.aclose)
+        await plane.decode("decode-0")
         await plane.admission()
         router = await plane.router()
-        await plane.decode("decode-0")
         client = await plane.client(router)
         answer = await client.generate(input_ids=[3, 4, 5], sampling_params=greedy(4))
     assert answer.placement.decode_worker_id == "decode-0"
