@@ -40,6 +40,9 @@ DRAIN_GRACE_S = 10.0
 WATCH_EVERY_S = 0.5
 """How often readiness is looked at."""
 
+LAST_FRAMES_S = 0.2
+"""How long links stay open after the last request ended: its frames may wait for their message."""
+
 CANCEL_GRACE_S = 5.0
 """How long cancelled requests may take to free what they hold."""
 
@@ -183,7 +186,7 @@ class WorkerHost:
         if not await self._gate.wait_idle(DRAIN_GRACE_S):
             logger.warning("requests left to others count=%d", self._gate.running)
         # Links never end by themselves. Their breaking cancels what is left on them.
-        await server.drain(0)
+        await server.drain(LAST_FRAMES_S)
         if not await self._gate.wait_idle(CANCEL_GRACE_S):
             logger.error("requests did not stop count=%d", self._gate.running)
 

@@ -11,6 +11,9 @@ from redis.asyncio import Redis
 from baton.compute import ComputeOptions
 from baton.config import load_config
 from baton.errors import RegistrationError, StartupError, UnavailableError
+from baton.rpc.link import LinkPool
+from baton.rpc.links import DECODE_LINK
+from baton.rpc.pace import LONGEST_BUSY_S, Pace
 from baton.state import keys
 from baton.v1 import decode_pb2, decode_pb2_grpc
 from baton.worker.build import build_engine
@@ -80,6 +83,31 @@ async def test_drain_lets_running_requests_finish_and_takes_no_new_ones(
         assert answer.tokens == generated(PROMPT, 8)
         await decode.task
         assert await redis.get(keys.record("d0")) is None
+
+
+class Spaced(Pace):
+    """The pace of a process that has much to do, also before its first message."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.note()
+
+    def note(self) -> None:
+        self.interval_s = LONGEST_BUSY_S
+
+
+async def test_frames_that_wait_for_their_message_leave_before_the_link_closes(
+    fleet: WorkerFleet,
+) -> None:
+    fleet.links = LinkPool(DECODE_LINK, pace=Spaced())
+    decode = await fleet.decode("d0", FakeEngine())
+    decode.engine.may_decode.clear()
+    running = asyncio.create_task(read(fleet.ask(decode, PROMPT)))
+    await eventually(lambda: decode.engine.stats().decoding_requests == 1)
+    decode.stop.set()
+    decode.engine.may_decode.set()
+    assert (await running).tokens == generated(PROMPT, 8)
+    await decode.task
 
 
 async def test_requests_that_outlast_the_grace_are_cut_off(
