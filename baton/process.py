@@ -4,7 +4,6 @@ A process that cannot start says why in one line on stderr and exits with CANNOT
 """
 
 import asyncio
-import gc
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import typer
 import uvloop
 from redis.asyncio import Redis
 
+from baton.collector import quieten_collector
 from baton.config import Config, load_config
 from baton.errors import ConfigError, RegistrationError, StartupError
 from baton.log import start_logging
@@ -93,16 +93,6 @@ def run_process(
         logging.shutdown()  # what is logged comes first: the last line is the reason
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(CANNOT_START) from None
-
-
-def quieten_collector() -> None:
-    """Keeps what was imported out of garbage collection, which then runs less often.
-
-    Requests make few cycles; without this the collector took about a tenth of a busy router.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 50)
 
 
 async def _run(service: str, config: Config, listening: Listening, serve: Serve) -> None:

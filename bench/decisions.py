@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from baton.blocks import block_hashes, root_hash
+from baton.collector import quieten_collector
 from baton.config import load_config
-from baton.process import quieten_collector
 from baton.state.fleet import FleetView
 from baton.state.members import Members, WorkerView
 from baton.state.prefix_index import PrefixIndex

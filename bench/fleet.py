@@ -19,6 +19,7 @@ import psutil
 import typer
 import uvloop
 
+from baton.collector import quieten_collector
 from baton.config import load_config
 from baton.engine.simulated import SimulatedEngine, SimulatedOptions, load_spec
 from baton.latency import (
@@ -28,7 +29,6 @@ from baton.latency import (
     OnlineFit,
     WorkerCosts,
 )
-from baton.process import quieten_collector
 from baton.rpc.server import stop_signal
 from baton.state.background import running
 from baton.state.connect import connect, ping_or_fail

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 import uvloop
 
-from baton.process import quieten_collector
+from baton.collector import quieten_collector
 from bench.drive import LoadPlan, LoadResult, Outcome, drive
 from bench.prompts import PromptPlan
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, cast
 import typer
 import uvloop
 
-from baton.process import quieten_collector
+from baton.collector import quieten_collector
 from baton.rpc.server import stop_signal
 
 _HEAD_END = b"\r\n\r\n"

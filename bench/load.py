@@ -14,8 +14,8 @@ import grpc
 import typer
 import uvloop
 
+from baton.collector import quieten_collector
 from baton.errors import BatonError
-from baton.process import quieten_collector
 from baton.rpc.channels import open_channel
 from baton.rpc.link import Link, LinkCall
 from baton.rpc.links import ROUTER_LINK

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from baton.collector import quieten_collector
 from bench.parity.times import QUANTILES, compare_times, schedule
 from bench.report import RESULTS, commit, emit, machine
 from sim import bench_figures
@@ -139,6 +140,7 @@ def main(
     record: Annotated[bool, typer.Option(help="Keep the result and the plots.")] = False,
 ) -> None:
     """Print the tables and, last, the JSON line; null is what was not measured."""
+    quieten_collector()
     console = Console(width=width(3))
     bench = Bench(console, requests, FIGURES if record else None)
     known = bench.parts()

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
+from baton.collector import quieten_collector
 from sim.costs.hardware import Hardware
 from sim.engine.links import LinkSpec
 from sim.experiment import Experiment, Run, run_once
@@ -60,6 +61,7 @@ def simulate(question: Question, console: Console) -> list[Answer]:
 
     Raises TraceError, UnknownHardwareError, or ValueError for a fleet or policy that cannot be.
     """
+    quieten_collector()
     columns = len(question.policies) + question.compares_aggregated
     console.width = max(console.width, width(columns))
     setting = question.setting

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
+from baton.collector import quieten_collector
 from sim.experiment import Experiment, Run, run_seeds
 from sim.fleet import MIXED_BUDGET, FleetSpec
 from sim.planner import ATTAINMENT, Planner, Sized, chunked, splits
@@ -51,6 +52,7 @@ def plan(question: PlanQuestion, console: Console) -> Plan | None:
 
     Raises TraceError, UnknownHardwareError, or ValueError when the GPUs make less than two workers.
     """
+    quieten_collector()
     base = _experiment(question, console)
     setting = question.setting
     with progress_bar(console) as progress:
