@@ -56,6 +56,11 @@ class Ratio:
             return 1.0
         return min(self._bound, max(1 / self._bound, self._actual / self._predicted))
 
+    def rescale(self, before: float, after: float) -> None:
+        """From now on `after` is predicted for what was predicted to be `before`."""
+        if before > 0 and after > 0:
+            self._predicted *= after / before
+
     def add(self, actual: float, predicted: float) -> None:
         """Takes one sample."""
         self._seen += 1

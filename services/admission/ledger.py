@@ -19,15 +19,13 @@ from services.admission.policy import NO_STREAMS, DecodePool, MeshLoad, PermitRe
 class Permit:
     """The right to run one request.
 
-    `work_s` is the worker time that its prompt was expected to need and `costed_s` what the costs
-    alone said; `is_contended` when all workers had a prompt already. `token_mark` is a reading of
-    the token clock.
+    `work_s` is the worker time that its prompt was expected to need; `is_contended` when all
+    workers had a prompt already. `token_mark` is a reading of the token clock.
     """
 
     request: PermitRequest
     granted_s: float = 0.0
     work_s: float = 0.0
-    costed_s: float = 0.0
     is_contended: bool = False
     prefilled_s: float | None = None
     token_mark: float = 0.0
@@ -56,6 +54,12 @@ class Elsewhere:
 
 
 NOBODY_ELSE = Elsewhere()
+
+USUAL_TOKENS = 512.0
+"""What a prompt is taken to be before any was seen."""
+
+USUAL_WEIGHT = 0.05
+"""Weight of a prompt in the running mean of their uncached tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class PermitLedger:
         self._decode_s = MovingAverage()
         self._prefill_bias = Ratio()
         self._decode_bias = Ratio()
+        self._usual_tokens = USUAL_TOKENS
 
     @property
     def permits(self) -> int:
@@ -114,9 +119,24 @@ class PermitLedger:
     def set_pools(self, now_s: float, pools: Pools) -> None:
         """Takes what the pools are; permits beyond a smaller capacity stay valid."""
         self._settle(now_s)
+        self._forget_old_costs(now_s, pools)
         decode = replace(pools.decode, bias=self._decode_bias.value)
         self.pools = replace(pools, decode=decode)
         self._share(now_s)
+
+    def _forget_old_costs(self, now_s: float, pools: Pools) -> None:
+        """Keeps what was learned to be true when the costs change that it corrects.
+
+        Workers fit their costs from the first requests on, so these change several times over.
+        """
+        old, usual = self.pools, max(1, round(self._usual_tokens))
+        if pools.prefill_costs != old.prefill_costs:
+            before_s = old.prefill_costs.prefill_s(usual, 0)
+            self._prefill_bias.rescale(before_s, pools.prefill_costs.prefill_s(usual, 0))
+        if pools.decode.costs != old.decode.costs and pools.decode.workers:
+            streams = self._cohorts.now(self._token_clock.read(now_s)).plus(1, usual)
+            before_s = replace(old.decode, bias=1.0, workers=pools.decode.workers).tpot_s(streams)
+            self._decode_bias.rescale(before_s, replace(pools.decode, bias=1.0).tpot_s(streams))
 
     def work_s(self, request: PermitRequest) -> float:
         """Returns the worker time that a prompt is expected to need; 0 while nobody knows."""
@@ -183,7 +203,6 @@ class PermitLedger:
             request,
             granted_s=now_s,
             work_s=self.work_s(request),
-            costed_s=self._costed_s(request),
             is_contended=running >= self.pools.computing_workers,
         )
         self._prefilling.add(permit)
@@ -225,12 +244,13 @@ class PermitLedger:
         """Learns from a computed prompt what prompts cost."""
         time = self._pool_time
         time.read(now_s)
+        self._usual_tokens += USUAL_WEIGHT * (permit.request.uncached_tokens - self._usual_tokens)
         self._prefill_s.add(time.busy_s - self._busy_mark_s)
         self._busy_mark_s = time.busy_s
         if permit.is_contended:
             # Whoever comes to a free worker ends while others wait, the last ones that waited end
             # when nobody does: both are partly in `full_s`, and make up for each other.
-            self._prefill_bias.add(time.full_s - self._full_mark_s, permit.costed_s)
+            self._prefill_bias.add(time.full_s - self._full_mark_s, self._costed_s(permit.request))
             self._full_mark_s = time.full_s
 
     def _learn(self, permit: Permit, now_s: float, output_tokens: int) -> None:

@@ -1,6 +1,7 @@
 """What permits amount to: averages, backlog and the learned distributions are sound."""
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -59,6 +60,34 @@ def test_prompts_that_overtake_do_not_make_all_prompts_look_cheap() -> None:
     assert ledger.load(100.0).prefill_s == pytest.approx(1.0, rel=0.05)
     for permit in waiting:
         ledger.release(permit, 100.0)
+
+
+def learned_with(costs: CostModel) -> PermitLedger:
+    """A ledger that saw prompts of 1,000 tokens take a second and tokens 20 ms, told `costs`."""
+    ledger = ledger_with(costs=costs)
+    for second in range(60):
+        running = [ledger.grant(prompt(1000), 2.0 * second) for _ in range(2)]
+        for index, permit in enumerate(running):
+            ledger.prefill_done(permit, 2.0 * second + index + 1.0)
+            ledger.release(permit, 2.0 * second + index + 1.0 + 100 * 0.02, output_tokens=101)
+    return ledger
+
+
+@pytest.mark.parametrize("factor", [0.25, 0.5, 2.0])
+def test_better_costs_do_not_meet_the_correction_of_worse_ones(factor: float) -> None:
+    """As at the start of a mesh, when declared costs give way to measured ones."""
+    worse = CostModel(
+        prefill=(0.0, 0.001 * factor, 0.0),
+        step=(0.02 * factor, 0.0, 0.0),
+        prefill_samples=TRUSTED_SAMPLES,
+        step_samples=TRUSTED_SAMPLES,
+    )
+    right = replace(worse, prefill=(0.0, 0.001, 0.0), step=(0.02, 0.0, 0.0))
+    ledger = learned_with(worse)
+    before_s = ledger.work_s(prompt(1000)), ledger.decode_pool.tpot_s(Streams(1, 1000))
+    ledger.set_pools(130.0, Pools(1, DecodePool(1, right), right))
+    after_s = ledger.work_s(prompt(1000)), ledger.decode_pool.tpot_s(Streams(1, 1000))
+    assert after_s == pytest.approx(before_s, rel=0.02)
 
 
 def test_average_prefill_time_does_not_count_the_queue() -> None:
