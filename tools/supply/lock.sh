@@ -19,6 +19,7 @@ import tomllib
 from pathlib import Path
 
 print("\n".join(tomllib.loads(Path("pyproject.toml").read_text())["build-system"]["requires"]))
+print("editables")  # what hatchling asks for when it installs a work tree in place
 PYTHON
 "${UV:-uv}" pip compile pyproject.toml "$build" --extra dev --constraints constraints.txt \
   --universal --python-version 3.11.5 --generate-hashes --no-header --no-annotate --quiet \
