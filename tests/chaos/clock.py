@@ -4,12 +4,13 @@ libfaketime (Debian's package `faketime`) stands between the process and the sys
 a file how far the clock is off. Monotonic time stays true, as it does when a host's clock is set.
 """
 
+import os
 from pathlib import Path
 
 _LIBRARIES = tuple(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 
-CAN_STEP = bool(_LIBRARIES)
-"""Whether the library is here; clocks are left alone otherwise."""
+CAN_STEP = bool(_LIBRARIES) and "CHAOS_CLOCKS" in os.environ
+"""Whether the library is here and asked for: it slows processes down, decoding ten times."""
 
 _REREAD_S = 1
 
