@@ -11,7 +11,7 @@ from sim.results.ideal import Profile, profile
 from sim.results.metrics import RunMetrics, measure
 from sim.results.recorder import Recorder, Slo
 from sim.setup import PolicySpec
-from sim.workload import SimRequest, Trace
+from sim.workload import SimRequest, Trace, TraceOf
 
 Progress = Callable[[int], None]
 """Told after some requests ended how many did."""
@@ -20,21 +20,15 @@ _REPORT_EVERY = 250
 
 
 @dataclass(frozen=True, slots=True)
-class LimitedTrace:
+class LimitedTrace(TraceOf):
     """The first `count` requests of a trace."""
 
-    trace: Trace
     count: int
 
     @property
     def name(self) -> str:
         """The trace's name and how much of it."""
         return f"{self.trace.name}, first {self.count}"
-
-    @property
-    def block_tokens(self) -> int:
-        """See `Trace`."""
-        return self.trace.block_tokens
 
     def requests(self, seed: int, rate: float = 1.0) -> Iterator[SimRequest]:
         """See `Trace`."""

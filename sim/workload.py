@@ -38,3 +38,20 @@ class Trace(Protocol):
         `seed` decides whatever the trace leaves open. Reads as it goes: memory stays bounded.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TraceOf:
+    """What is made of another trace: its requests, changed or chosen by whoever inherits this."""
+
+    trace: Trace
+
+    @property
+    def name(self) -> str:
+        """See `Trace`."""
+        return self.trace.name
+
+    @property
+    def block_tokens(self) -> int:
+        """See `Trace`."""
+        return self.trace.block_tokens

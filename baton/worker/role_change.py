@@ -65,19 +65,14 @@ class RoleDesk(worker_pb2_grpc.WorkerServiceServicer):
         if self._fixed_because:
             raise PreconditionError(self._fixed_because, reason="ROLE_FIXED")
         if self.wish is not None or request.role == self._role:
+            given = self.wish.role if self.wish is not None else self._role
             raise PreconditionError(
-                f"the worker is or becomes a {(self.wish or self).role} worker already",
-                reason="ROLE_FIXED",
+                f"the worker is or becomes a {given} worker already", reason="ROLE_FIXED"
             )
         role = WorkerRole(request.role)
         self.wish = RoleChange(role, request.worker_id, load_builder(role))
         logger.info("role changes to=%s as=%s", role.value, request.worker_id)
         self._asked.set()
-
-    @property
-    def role(self) -> WorkerRole:
-        """The role of this life."""
-        return self._role
 
 
 def load_builder(role: WorkerRole) -> BuildService:

@@ -21,7 +21,7 @@ from sim.results.recorder import Slo
 from sim.setup import PolicySpec
 from sim.traces.day import DayTrace
 from sim.traces.find import find
-from sim.workload import SimRequest, Trace
+from sim.workload import SimRequest, TraceOf
 
 Figures = Mapping[str, float | None]
 
@@ -81,20 +81,8 @@ def overload(config: Config, seed: int) -> Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class _TwoTenants:
+class _TwoTenants(TraceOf):
     """A trace whose requests belong to two tenants in turn."""
-
-    trace: Trace
-
-    @property
-    def name(self) -> str:
-        """See `Trace`."""
-        return self.trace.name
-
-    @property
-    def block_tokens(self) -> int:
-        """See `Trace`."""
-        return self.trace.block_tokens
 
     def requests(self, seed: int, rate: float = 1.0) -> Iterator[SimRequest]:
         """See `Trace`."""

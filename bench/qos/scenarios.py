@@ -19,7 +19,7 @@ from sim.costs.hardware import Hardware
 from sim.fleet import FleetSpec
 from sim.results.recorder import Slo
 from sim.traces.find import find
-from sim.workload import SimRequest, Trace
+from sim.workload import SimRequest, Trace, TraceOf
 
 POLICIES = ("predictive", "slo_now", "queue_estimate")
 LOADS = (0.5, 1.0, 1.5, 2.0, 3.0)
@@ -41,27 +41,16 @@ NEVER_FULL = 10**6
 
 
 @dataclass(frozen=True, slots=True)
-class ClassMix:
+class ClassMix(TraceOf):
     """Some requests of a trace, from the `skip`-th on, with classes drawn at random.
 
     Classes do not depend on the load, nor on what a request is like.
     """
 
-    trace: Trace
     count: int
     skip: int = 0
     high: float = HIGH_SHARE
     low: float = LOW_SHARE
-
-    @property
-    def name(self) -> str:
-        """See `Trace`."""
-        return self.trace.name
-
-    @property
-    def block_tokens(self) -> int:
-        """See `Trace`."""
-        return self.trace.block_tokens
 
     def requests(self, seed: int, rate: float = 1.0) -> Iterator[SimRequest]:
         """See `Trace`."""

@@ -24,7 +24,6 @@ class Permit:
     """
 
     request: PermitRequest
-    granted_s: float = 0.0
     work_s: float = 0.0
     is_contended: bool = False
     prefilled_s: float | None = None
@@ -201,7 +200,6 @@ class PermitLedger:
         running = len(self._prefilling) + self.elsewhere.prefilling
         permit = Permit(
             request,
-            granted_s=now_s,
             work_s=self.work_s(request),
             is_contended=running >= self.pools.computing_workers,
         )

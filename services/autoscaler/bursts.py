@@ -60,9 +60,11 @@ class Bursts:
         if rate > 0:
             is_onset = bool(self._onsets) and now_s <= self._onsets[-1] + start_s
             self._moments.append(_Moment(now_s, rate, is_onset))
-        for remembered in (self._moments, self._onsets):
-            while remembered and _time(remembered[0]) < now_s - self.memory_s:
-                remembered.popleft()
+        oldest_s = now_s - self.memory_s
+        while self._moments and self._moments[0].at_s < oldest_s:
+            self._moments.popleft()
+        while self._onsets and self._onsets[0] < oldest_s:
+            self._onsets.popleft()
 
     def learn(self, ended: int, met: int) -> None:
         """Takes in how many more requests ended, and how many of them met their limits."""
@@ -88,7 +90,3 @@ class Bursts:
         if not rates:
             return 0.0
         return sorted(rates)[min(len(rates) - 1, int(self.cover * len(rates)))]
-
-
-def _time(remembered: "_Moment | float") -> float:
-    return remembered.at_s if isinstance(remembered, _Moment) else remembered
