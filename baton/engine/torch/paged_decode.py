@@ -21,7 +21,10 @@ _TILE = 64
 """Tokens that a program reads at once."""
 _PROGRAMS = 512
 """As many programs as keep a large GPU busy; with fewer sequences contexts are split."""
-_MOST_SPLITS = 16
+_SPLITS = (1, 2, 4, 8, 16)
+"""Into how many parts a context may be read; the kernel that joins them is compiled for each."""
+_NUMBERS = ("window", "first_unit", "head_stride", "token_stride", "table_stride", "sequences")
+"""Triton would compile anew where one of them is 1 or a multiple of 16: seconds, in mid-stream."""
 
 
 class PagedDecode:
@@ -29,6 +32,7 @@ class PagedDecode:
 
     def __init__(self, kv: KvTensor) -> None:
         self._kv = kv
+        self._is_compiled = False
 
     def attend(
         self,
@@ -42,14 +46,31 @@ class PagedDecode:
         """Returns [sequences, heads, head size] for queries [heads, sequences, head size].
 
         `tables` [sequences, blocks] and `lengths` are on the device; a length counts the token
-        itself.
+        itself. The first call, which is the check at start, compiles for all later ones.
         """
-        kv = self._kv
         if query.stride(2) != 1:
             query = query.contiguous()
+        if not self._is_compiled:
+            self._is_compiled = True
+            for splits in _SPLITS:
+                self._launch(layer, query, tables, lengths, scaling, window, splits)
+        programs = query.shape[1] * self._kv.kv_heads
+        splits = _splits(programs, tables.shape[1] * self._kv.block_size)
+        return self._launch(layer, query, tables, lengths, scaling, window, splits)
+
+    def _launch(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        tables: torch.Tensor,
+        lengths: torch.Tensor,
+        scaling: float | None,
+        window: int | None,
+        splits: int,
+    ) -> torch.Tensor:
+        kv = self._kv
         heads, sequences, width = query.shape
         group = heads // kv.kv_heads
-        splits = _splits(sequences * kv.kv_heads, tables.shape[1] * kv.block_size)
         output = query.new_empty(sequences, heads, width)
         partial = query.new_empty((splits, sequences, heads, width), dtype=torch.float32)
         sums = query.new_empty((2, splits, sequences, heads), dtype=torch.float32)
@@ -59,9 +80,9 @@ class PagedDecode:
         launch(
             query, kv.tensor, tables, lengths, output, partial, sums,
             scale, window or 0, layer * 2 * kv.kv_heads,
-            query.stride(0), query.stride(1), tables.stride(0), sequences,
+            query.stride(0), query.stride(1), tables.stride(0), sequences, splits,
             units=kv.units_per_block, kv_heads=kv.kv_heads, group=group, size=kv.block_size,
-            width=width, padded_width=padded, tile=_TILE, splits=splits,
+            width=width, padded_width=padded, tile=_TILE, is_split=splits > 1,
             padded_group=max(16, triton.next_power_of_2(group)),
         )  # fmt: skip
         if splits > 1:
@@ -74,20 +95,18 @@ class PagedDecode:
 
 
 def _splits(programs: int, tokens: int) -> int:
-    """Returns into how many parts each context is read; a power of two, for each is compiled."""
-    splits = 1
-    while splits < _MOST_SPLITS and programs * splits < _PROGRAMS and splits * 4 * _TILE < tokens:
-        splits *= 2
-    return splits
+    """Returns into how many parts each context is read."""
+    enough = (s for s in _SPLITS if programs * s >= _PROGRAMS or s * 4 * _TILE >= tokens)
+    return next(enough, _SPLITS[-1])
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=[*_NUMBERS, "splits"])  # type: ignore[untyped-decorator]
 def _attend(  # type: ignore[no-untyped-def]
     query, pool, tables, lengths, output, partial, sums,
     scale, window, first_unit,
-    head_stride, token_stride, table_stride, sequences,
+    head_stride, token_stride, table_stride, sequences, splits,
     units: tl.constexpr, kv_heads: tl.constexpr, group: tl.constexpr, size: tl.constexpr,
-    width: tl.constexpr, padded_width: tl.constexpr, tile: tl.constexpr, splits: tl.constexpr,
+    width: tl.constexpr, padded_width: tl.constexpr, tile: tl.constexpr, is_split: tl.constexpr,
     padded_group: tl.constexpr,
 ):  # fmt: skip
     sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -127,19 +146,19 @@ def _attend(  # type: ignore[no-untyped-def]
         sum_ = sum_ * shrink[:, None] + added
         total = total * shrink + tl.sum(weight, 1)
         largest = larger
-    if splits == 1:
-        where_out = (sequence * kv_heads * group + heads[:, None]) * width + columns[None, :]
-        result = sum_ / total[:, None]
-        tl.store(output + where_out, result.to(output.dtype.element_ty), mask=is_query)
-    else:
+    if is_split:
         part = (split * sequences + sequence) * kv_heads * group + heads
         tl.store(partial + part[:, None] * width + columns[None, :], sum_, mask=is_query)
         tl.store(sums + part, largest, mask=row < group)
         count = splits * sequences * kv_heads * group
         tl.store(sums + count + part, total, mask=row < group)
+    else:
+        where_out = (sequence * kv_heads * group + heads[:, None]) * width + columns[None, :]
+        result = sum_ / total[:, None]
+        tl.store(output + where_out, result.to(output.dtype.element_ty), mask=is_query)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit(do_not_specialize=["sequences"])  # type: ignore[untyped-decorator]
 def _join(  # type: ignore[no-untyped-def]
     partial, sums, output, sequences, heads,
     width: tl.constexpr, padded_width: tl.constexpr, splits: tl.constexpr,
