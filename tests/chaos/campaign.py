@@ -1,22 +1,23 @@
-"""Rounds of faults under load, and the report of what they did."""
+"""Rounds of faults under load."""
 
 import asyncio
 import random
 import time
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import grpc
 
 from baton.local.roles import Role
 from baton.state.connect import REDIS_ERRORS
+from bench.report import commit
 from tests.chaos.faults import Fault, any_fault
 from tests.chaos.fleet import Fleet
 from tests.chaos.hosts import Hosts
 from tests.chaos.observer import Leaks, look
-from tests.chaos.traffic import Ending, Question, Tally, Traffic
+from tests.chaos.report import Round
+from tests.chaos.traffic import Question, Tally, Traffic
 
 CLIENTS = 4
 RECOVERY_LIMIT_S = 30.0
@@ -38,82 +39,53 @@ ENVIRON = {
 """The threshold rule keeps the pairs busy: what is predicted would compute most prompts locally."""
 
 
-@dataclass(slots=True)
-class Report:
-    """What a campaign saw. `recoveries_s` has one entry per round."""
-
-    rounds: int = 0
-    faults: Counter[str] = field(default_factory=Counter)
-    tally: Tally = field(default_factory=Tally)
-    recoveries_s: list[float] = field(default_factory=list)
-    leaks: list[Leaks] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def figures(self) -> dict[str, float | int | None]:
-        """Returns the figures under their published names."""
-        ordered = sorted(self.recoveries_s)
-        p99_s = ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))] if ordered else None
-        return {
-            "rounds": self.rounds,
-            "faults": sum(self.faults.values()),
-            "requests": self.tally.requests,
-            "wrong_tokens": self.tally.endings[Ending.WRONG],
-            "lost_requests": self.tally.endings[Ending.LOST],
-            "leaked_blocks": sum(it.blocks for it in self.leaks),
-            "leaked_permits": sum(it.permits for it in self.leaks),
-            "leaked_credits": sum(it.credits for it in self.leaks),
-            "recovery_p99_s": None if p99_s is None else round(p99_s, 3),
-        }
-
-    @property
-    def is_clean(self) -> bool:
-        """Tells whether every invariant held."""
-        return not (self.problems or self.tally.details or any(self.leaks))
-
-
 async def run_campaign(
-    rounds: int,
+    numbers: Sequence[int],
     seed: int,
     questions: list[Question],
     run_dir: Path,
-    tell: Callable[[str], None],
     *,
     on_hosts: bool = False,
-) -> Report:
-    """Breaks one fleet `rounds` times. The plan of round n follows from `seed` and n alone.
+) -> AsyncIterator[Round]:
+    """Breaks one fleet once for each number; the plan follows from `seed` and the number alone.
 
     With `on_hosts` each worker has a network namespace of its own and KV moves by TCP.
     """
-    report = Report()
     hosts = Hosts(run_dir) if on_hosts else None
+    code = commit()
     async with Fleet(run_dir, ENVIRON, COUNTS, hosts) as fleet:
-        for number in range(rounds):
+        for number in numbers:
             rng = random.Random(f"{seed}/{number}")
-            line = await _round(fleet, rng, questions, report)
-            report.rounds += 1
-            tell(f"{number + 1:4d}/{rounds} {line}")
-    return report
+            yield await _round(fleet, rng, questions, (seed, number, code))
 
 
 async def _round(
-    fleet: Fleet, rng: random.Random, questions: list[Question], report: Report
-) -> str:
+    fleet: Fleet, rng: random.Random, questions: list[Question], plan: tuple[int, int, str]
+) -> Round:
+    began_s = time.monotonic()
     faults = [any_fault(fleet, rng)]
     if rng.random() < _BOTH_SHARE:
         faults.append(any_fault(fleet, rng))
-    before = report.tally.requests
+    tally = Tally()
     addresses = [router.address for router in fleet.of(Role.ROUTER)]
-    traffic = Traffic(addresses, questions, rng, report.tally)
+    traffic = Traffic(addresses, questions, rng, tally)
     traffic.start(CLIENTS)
     await asyncio.sleep(rng.uniform(0.2, 0.8))
     await asyncio.gather(*(_suffer(fault) for fault in faults))
-    recovery_s = await _recovery_s(fleet, traffic, report)
+    recovery = await _recover(fleet, traffic)
     await traffic.stop()
-    await _settle(fleet, report)
-    names = ", ".join(f"{fault.name} of {fault.victims[0]}" for fault in faults)
-    report.faults.update(fault.name for fault in faults)
-    asked = report.tally.requests - before
-    return f"{names}: {asked} requests, whole after {recovery_s:.2f} s"
+    leaks = await _settle(fleet)
+    return Round(
+        *plan,
+        tuple(fault.name for fault in faults),
+        tuple(victim for fault in faults for victim in fault.victims),
+        {ending.value: count for ending, count in tally.endings.items()},
+        dict(tally.errors),
+        round(recovery.seconds, 3),
+        round(time.monotonic() - began_s, 1),
+        leaks.counts if leaks else {},
+        (*recovery.broken, *_held_lines(leaks), *tally.details),
+    )
 
 
 async def _suffer(fault: Fault) -> None:
@@ -122,35 +94,39 @@ async def _suffer(fault: Fault) -> None:
     await fault.heal()
 
 
-async def _recovery_s(fleet: Fleet, traffic: Traffic, report: Report) -> float:
-    """Returns how long after the last fault ended the mesh was whole and answered rightly."""
+class Recovery(NamedTuple):
+    """How long after the last fault's end the mesh was whole; `broken` when it never was."""
+
+    seconds: float
+    broken: tuple[str, ...] = ()
+
+
+async def _recover(fleet: Fleet, traffic: Traffic) -> Recovery:
+    """Waits until the mesh is whole and answers rightly."""
     began_s = time.monotonic()
     missing = ""
     while time.monotonic() - began_s < RECOVERY_LIMIT_S:
         missing = await fleet.missing()
         if not missing:
             if await traffic.is_answered(_PROBE_TIMEOUT_S):
-                report.recoveries_s.append(time.monotonic() - began_s)
-                return report.recoveries_s[-1]
+                return Recovery(time.monotonic() - began_s)
             missing = "a router does not answer"
         await asyncio.sleep(_POLL_S)
-    report.problems.append(
-        f"round {report.rounds + 1}: not whole after {RECOVERY_LIMIT_S:g} s: {missing}"
-    )
-    report.recoveries_s.append(RECOVERY_LIMIT_S)
-    return RECOVERY_LIMIT_S
+    return Recovery(RECOVERY_LIMIT_S, (f"not whole after {RECOVERY_LIMIT_S:g} s: {missing}",))
 
 
-async def _settle(fleet: Fleet, report: Report) -> None:
+async def _settle(fleet: Fleet) -> Leaks | None:
     """Waits until nobody holds anything; what is held after the limit has leaked."""
     deadline_s = time.monotonic() + QUIET_LIMIT_S
     while (held := await _held(fleet)) != Leaks() and time.monotonic() < deadline_s:
         await asyncio.sleep(_POLL_S)
-    report.leaks.append(held or Leaks())
-    if held is None:
-        report.problems.append(f"round {report.rounds + 1}: a process does not answer")
-    elif held:
-        report.problems.append(f"round {report.rounds + 1}: still held: {held}")
+    return held
+
+
+def _held_lines(leaks: Leaks | None) -> tuple[str, ...]:
+    if leaks is None:
+        return ("a process does not answer",)
+    return (f"still held: {leaks}",) if leaks else ()
 
 
 async def _held(fleet: Fleet) -> Leaks | None:

@@ -1,7 +1,7 @@
 """Looks into every process from outside and counts what nobody should hold any more."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import grpc
 
@@ -20,6 +20,11 @@ class Leaks:
     permits: int = 0
     credits: int = 0
     requests: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts by name."""
+        return asdict(self)
 
     def __bool__(self) -> bool:
         return bool(self.blocks or self.permits or self.credits or self.requests)
