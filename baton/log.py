@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 import time
+from contextlib import suppress
 
 FLUSH_EVERY_S = 0.2
 _BUFFERED_CHARACTERS = 1 << 16
@@ -21,6 +22,7 @@ def start_logging() -> None:
     logging._srcfile = None  # how the library says to skip the caller
     handler = BatchingHandler()
     handler.setFormatter(LineFormatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    handler.start()
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
@@ -49,13 +51,20 @@ class LineFormatter(logging.Formatter):
 
 
 class BatchingHandler(logging.Handler):
-    """Writes lines together, at once from WARNING on."""
+    """Writes lines together, at once from WARNING on.
+
+    The one thread that does so starts before there is anything to log: starting a thread waits for
+    ever when its first steps find no memory, and it is an event loop that would wait.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._lines: list[str] = []
         self._size = 0
-        self._timer: threading.Timer | None = None
+
+    def start(self) -> None:
+        """Begins to write lines every FLUSH_EVERY_S, until the process ends."""
+        threading.Thread(target=self._flush_for_ever, name="baton-log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes one line."""
@@ -64,18 +73,19 @@ class BatchingHandler(logging.Handler):
         self._size += len(line)
         if record.levelno >= logging.WARNING or self._size > _BUFFERED_CHARACTERS:
             self.flush()
-        elif self._timer is None:
-            self._timer = threading.Timer(FLUSH_EVERY_S, self.flush)
-            self._timer.daemon = True
-            self._timer.start()
 
     def flush(self) -> None:
         """Writes what is there; the library calls it at exit too."""
         with self.lock or threading.RLock():
             lines, self._lines, self._size = self._lines, [], 0
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
         if lines:
-            sys.stderr.write("".join(lines))
-            sys.stderr.flush()
+            with suppress(OSError):  # a full disk costs lines, not what the process was doing
+                sys.stderr.write("".join(lines))
+                sys.stderr.flush()
+
+    def _flush_for_ever(self) -> None:
+        while True:
+            time.sleep(FLUSH_EVERY_S)
+            if self._lines:
+                with suppress(MemoryError):
+                    self.flush()

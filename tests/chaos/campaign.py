@@ -53,7 +53,7 @@ async def run_campaign(
     """
     hosts = Hosts(run_dir) if on_hosts else None
     code = commit()
-    async with Fleet(run_dir, ENVIRON, COUNTS, hosts) as fleet:
+    async with Fleet(run_dir, ENVIRON, COUNTS, hosts, restarts_often=True) as fleet:
         for number in numbers:
             rng = random.Random(f"{seed}/{number}")
             yield await _round(fleet, rng, questions, (seed, number, code))

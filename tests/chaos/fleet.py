@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from baton.state.embedded import find_redis_server, server_arguments
 from tests.chaos.clock import CAN_STEP, Clock
 from tests.chaos.hosts import Host, Hosts
 from tests.chaos.meddler import Meddler
+from tests.chaos.nursery import Life, birth
 from tests.chaos.proxy import FaultyProxy
 from tests.support.waiting import eventually
 
 _LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 180.0
 _RESTART_PAUSE_S = 0.2
+_NURSERY_POLL_S = 0.05
 _REDIS_BYTES = 256 * 2**20
 
 
@@ -32,8 +35,9 @@ class Member:
     role: Role
     port: int
     public_port: int
-    child: Child | None = None
+    child: Child | Life | None = None
     lives: int = 0
+    started_at_s: float = 0.0
     clock: Clock | None = None
     host: Host | None = None
     listens_on: str = _LOOPBACK
@@ -52,8 +56,8 @@ class Member:
 class Fleet:
     """One Redis, and as many of the other roles as `counts` says, in its order.
 
-    Workers run here, or on `hosts` of their own. An async context manager; entering returns when
-    the mesh is whole.
+    Workers run here, or on `hosts` of their own. Where it `restarts_often`, services are forked
+    from nurseries. An async context manager; entering returns when the mesh is whole.
     """
 
     def __init__(
@@ -62,8 +66,11 @@ class Fleet:
         environ: dict[str, str],
         counts: dict[Role, int],
         hosts: Hosts | None = None,
+        *,
+        restarts_often: bool = False,
     ) -> None:
         self.run_dir = run_dir
+        self._restarts_often = restarts_often
         self._hosts = hosts
         self._here = hosts.here if hosts else _LOOPBACK
         self.members: dict[str, Member] = {}
@@ -71,6 +78,7 @@ class Fleet:
         self.meddlers: dict[str, Meddler] = {}
         self._environ = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
         self._counts = counts
+        self._nurseries: list[Child] = []
         self._is_ending = False
 
     def of(self, role: Role) -> list[Member]:
@@ -98,7 +106,8 @@ class Fleet:
 
     async def __aexit__(self, *_: object) -> None:
         self._is_ending = True
-        children = [member.child for member in self.members.values() if member.child]
+        lives = [member.child for member in self.members.values() if member.child]
+        children = [*lives, *self._nurseries]
         for child in children:
             child.signal(signal.SIGCONT)
             child.kill()
@@ -124,8 +133,7 @@ class Fleet:
                 return f"{member.name} does not serve"
         lives = []
         for member in (*self.of(Role.PREFILL), *self.of(Role.DECODE)):
-            since_s = member.child.started_at_s if member.child else 0.0
-            record = await probes.find_record(self.redis, member.name, since_s - 60)
+            record = await probes.find_record(self.redis, member.name, member.started_at_s - 60)
             if record is None:
                 return f"{member.name} is not registered"
             lives.append(record.incarnation)
@@ -181,28 +189,53 @@ class Fleet:
 
     async def _keep(self, member: Member) -> None:
         """Gives the member one life after another until the fleet ends."""
+        has_nursery = self._restarts_often and member.role is not Role.REDIS
+        if has_nursery:
+            self._nurseries.append(await start_child(self._nursery(member)))
         while not self._is_ending:
-            member.child = await start_child(self._spec(member))
+            member.started_at_s = time.time()
+            if has_nursery:
+                member.child = await self._born(member)
+            else:
+                member.child = await start_child(self._spec(member, self._program(member)))
             member.lives += 1
             await member.child.wait()
             if not self._is_ending:
                 await asyncio.sleep(_RESTART_PAUSE_S)
 
-    def _spec(self, member: Member) -> ChildSpec:
-        log = self.run_dir / f"{member.name}.log"
-        environ = {**self._environ, **(member.clock.environ if member.clock else {})}
+    async def _born(self, member: Member) -> Life:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                return await birth(self._socket(member))
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self._is_ending or time.monotonic() > deadline_s:
+                    raise
+            await asyncio.sleep(_NURSERY_POLL_S)
+
+    def _socket(self, member: Member) -> Path:
+        return self.run_dir / f"{member.name}.socket"
+
+    def _nursery(self, member: Member) -> ChildSpec:
+        program = (sys.executable, "-m", "tests.chaos.nursery", str(self._socket(member)))
+        return self._spec(member, (*program, member.role.value, *self._options(member)))
+
+    def _program(self, member: Member) -> tuple[str, ...]:
         if member.role is Role.REDIS:
             arguments = server_arguments(self.run_dir, member.port, _REDIS_BYTES)
-            command = (str(find_redis_server()), *arguments)
-            return ChildSpec(member.name, command, environ, log)
-        redis = f"redis://{self._here}:{self.members['redis'].public_port}/0"
-        command = (
-            sys.executable,
-            *("-m", member.role.module, "--name", member.name, "--port", str(member.port)),
-            *("--host", member.listens_on),
+            return (str(find_redis_server()), *arguments)
+        return (sys.executable, "-m", member.role.module, *self._options(member))
+
+    def _options(self, member: Member) -> tuple[str, ...]:
+        return (
+            *("--name", member.name, "--port", str(member.port), "--host", member.listens_on),
             *("--advertise", f"{self._here}:{member.public_port}"),
         )
-        if member.host:
-            command = member.host.command(*command)
-        environ["BATON_MESH__REDIS_URL"] = redis
-        return ChildSpec(member.name, command, environ, log)
+
+    def _spec(self, member: Member, program: tuple[str, ...]) -> ChildSpec:
+        environ = {**self._environ, **(member.clock.environ if member.clock else {})}
+        environ["BATON_MESH__REDIS_URL"] = (
+            f"redis://{self._here}:{self.members['redis'].public_port}/0"
+        )
+        command = member.host.command(*program) if member.host else program
+        return ChildSpec(member.name, command, environ, self.run_dir / f"{member.name}.log")
