@@ -22,6 +22,7 @@ def main(
     hosts: Annotated[
         bool, typer.Option("--hosts", help="Each worker in a network namespace (root).")
     ] = False,
+    routers: Annotated[int, typer.Option(min=1, help="Routers, and admission services.")] = 1,
     resume: Annotated[
         Path | None,
         typer.Option(help="Keep each round in this file, leave out those that it has."),
@@ -35,31 +36,37 @@ def main(
     before = read_rounds(resume) if resume else []
     done = {it.number for it in before if it.seed == seed}
     numbers = [number for number in range(rounds) if number not in done]
-    after = asyncio.run(_run(numbers, seed, hosts, resume)) if numbers else []
+    after = asyncio.run(_run(numbers, seed, resume, routers, hosts)) if numbers else []
     report = Report([*before, *after])
     _print(report)
     emit("chaos-hosts" if hosts else "chaos", report.figures(), report.details(), record)
     raise typer.Exit(1 if report.broken() else 0)
 
 
-async def _run(numbers: Sequence[int], seed: int, hosts: bool, resume: Path | None) -> list[Round]:
+async def _run(
+    numbers: Sequence[int], seed: int, resume: Path | None, routers: int, hosts: bool
+) -> list[Round]:
     questions = make_questions(seed, _CACHE)
     run_dir = Path(tempfile.mkdtemp(prefix="baton-chaos-"))
     typer.echo(f"logs in {run_dir}")
     done = []
-    async for it in run_campaign(numbers, seed, questions, run_dir, on_hosts=hosts):
+    campaign = run_campaign(numbers, seed, questions, run_dir, routers=routers, on_hosts=hosts)
+    async for it in campaign:
         done.append(it)
         if resume:
             append_round(resume, it)
-        typer.echo(_line(it, len(numbers)))
+        typer.echo(_line(it))
     return done
 
 
-def _line(it: Round, rounds: int) -> str:
+def _line(it: Round) -> str:
     hit = ", ".join(f"{fault} of {who}" for fault, who in zip(it.faults, it.victims, strict=True))
     asked = sum(it.endings.values())
-    words = f"{hit}: {asked} requests, whole after {it.recovery_s:.2f} s, took {it.took_s:.1f} s"
-    return "\n".join((f"{it.number + 1:4d}/{rounds} {words}", *(f"  {line}" for line in it.broken)))
+    words = f"{hit}: {asked} requests, whole after {it.recovery_s:.2f} s"
+    if it.waited_for:
+        words += f" (waited for: {it.waited_for})"
+    words += f", took {it.took_s:.1f} s"
+    return "\n".join((f"{it.number + 1:4d} {words}", *(f"  {line}" for line in it.broken)))
 
 
 def _print(report: Report) -> None:

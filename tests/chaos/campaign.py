@@ -28,8 +28,6 @@ _PROBE_TIMEOUT_S = 3.0
 _POLL_S = 0.05
 _BOTH_SHARE = 0.35
 
-COUNTS = {Role.ADMISSION: 1, Role.ROUTER: 1, Role.PREFILL: 2, Role.DECODE: 2}
-
 ENVIRON = {
     "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
     "BATON_SPLIT_POLICY__POLICY": "weighted",
@@ -45,15 +43,18 @@ async def run_campaign(
     questions: list[Question],
     run_dir: Path,
     *,
+    routers: int = 1,
     on_hosts: bool = False,
 ) -> AsyncIterator[Round]:
     """Breaks one fleet once for each number; the plan follows from `seed` and the number alone.
 
-    With `on_hosts` each worker has a network namespace of its own and KV moves by TCP.
+    There are as many admission services as routers. With `on_hosts` each worker has a network
+    namespace of its own and KV moves by TCP.
     """
     hosts = Hosts(run_dir) if on_hosts else None
+    counts = {Role.ADMISSION: routers, Role.ROUTER: routers, Role.PREFILL: 2, Role.DECODE: 2}
     code = commit()
-    async with Fleet(run_dir, ENVIRON, COUNTS, hosts, restarts_often=True) as fleet:
+    async with Fleet(run_dir, ENVIRON, counts, hosts, restarts_often=True) as fleet:
         for number in numbers:
             rng = random.Random(f"{seed}/{number}")
             yield await _round(fleet, rng, questions, (seed, number, code))
@@ -85,6 +86,8 @@ async def _round(
         round(time.monotonic() - began_s, 1),
         leaks.counts if leaks else {},
         (*recovery.broken, *_held_lines(leaks), *tally.details),
+        recovery.waited_for,
+        len(addresses),
     )
 
 
@@ -95,24 +98,30 @@ async def _suffer(fault: Fault) -> None:
 
 
 class Recovery(NamedTuple):
-    """How long after the last fault's end the mesh was whole; `broken` when it never was."""
+    """How long after the last fault's end the mesh was whole, and what it lacked last.
+
+    `broken` says that it never was.
+    """
 
     seconds: float
+    waited_for: str
     broken: tuple[str, ...] = ()
 
 
 async def _recover(fleet: Fleet, traffic: Traffic) -> Recovery:
     """Waits until the mesh is whole and answers rightly."""
     began_s = time.monotonic()
-    missing = ""
+    lacked = ""
     while time.monotonic() - began_s < RECOVERY_LIMIT_S:
         missing = await fleet.missing()
+        lacked = missing or lacked
         if not missing:
             if await traffic.is_answered(_PROBE_TIMEOUT_S):
-                return Recovery(time.monotonic() - began_s)
-            missing = "a router does not answer"
+                return Recovery(time.monotonic() - began_s, lacked)
+            lacked = "a router does not answer"
         await asyncio.sleep(_POLL_S)
-    return Recovery(RECOVERY_LIMIT_S, (f"not whole after {RECOVERY_LIMIT_S:g} s: {missing}",))
+    broken = f"not whole after {RECOVERY_LIMIT_S:g} s: {lacked}"
+    return Recovery(RECOVERY_LIMIT_S, lacked, (broken,))
 
 
 async def _settle(fleet: Fleet) -> Leaks | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.chaos.traffic import Ending
 
+_SLOWEST = 10
 _TUPLES = ("faults", "victims", "broken")
 
 
@@ -15,8 +16,8 @@ _TUPLES = ("faults", "victims", "broken")
 class Round:
     """One round: the plan that `seed` and `number` make, on the code of `commit`.
 
-    `leaked` counts what was still held long after the last request; `broken` has a line for each
-    promise that was not kept.
+    `waited_for` is what the mesh lacked last before it was whole again. `leaked` counts what was
+    still held long after the last request; `broken` has a line for each promise not kept.
     """
 
     seed: int
@@ -30,6 +31,8 @@ class Round:
     took_s: float
     leaked: dict[str, int]
     broken: tuple[str, ...]
+    waited_for: str = ""
+    routers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +76,20 @@ class Report:
 
     def details(self) -> dict[str, object]:
         """Returns what is kept beside the figures."""
-        segments = Counter((it.seed, it.commit) for it in self.rounds)
+        segments = Counter((it.seed, it.routers, it.commit) for it in self.rounds)
+        slowest = sorted(self.rounds, key=lambda it: it.recovery_s)[-_SLOWEST:]
         return {
             "segments": [
-                {"seed": seed, "commit": commit, "rounds": count}
-                for (seed, commit), count in segments.items()
+                {"seed": seed, "routers": routers, "commit": commit, "rounds": count}
+                for (seed, routers, commit), count in segments.items()
+            ],
+            "slowest": [
+                {
+                    "faults": [*map(" of ".join, zip(it.faults, it.victims, strict=True))],
+                    "recovery_s": it.recovery_s,
+                    "waited_for": it.waited_for,
+                }
+                for it in slowest
             ],
             "faults": dict(sorted(self.faults().items())),
             "endings": dict(self.endings()),
