@@ -174,35 +174,44 @@ class RoleViews(Generic[View]):
         self._sights: dict[str, Sight] = {}
         self._views: dict[str, View] = {}
         self._standing: Standing | None = None
+        self._moved: set[str] = set()
 
     def put(self, sight: Sight) -> None:
-        """Takes a worker in, or notes what changed about it."""
+        """Takes a worker in, or notes that something changed about it."""
         self._sights[sight.name] = sight
-        if self._keys is None:
-            self._views.pop(sight.name, None)
-            return
-        view = self._views[sight.name] = self._make(sight, 0)
-        keys = self._keys(view)
-        if self._standing is None:
-            self._standing = Standing(len(keys), self._rng)
-        if sight.is_draining:
-            self._standing.drop(sight.name)
-        else:
-            self._standing.put(sight.name, keys)
+        self._views.pop(sight.name, None)
+        self._moved.add(sight.name)
 
     def drop(self, sight: Sight) -> None:
         """Forgets a worker."""
         self._sights.pop(sight.name, None)
         self._views.pop(sight.name, None)
+        self._moved.discard(sight.name)
         if self._standing is not None:
             self._standing.drop(sight.name)
 
     def show(self, holders: Holders, block_tokens: int) -> list[View]:
         """Returns the workers that a request may go to."""
         names: Iterable[str] = self._sights
-        if self._standing is not None and len(self._standing) > SHOWN_WHOLE:
-            names = self._standing.few(holders)
+        if self._keys is not None and len(self._sights) > SHOWN_WHOLE:
+            standing = self._put_in_order(self._keys)
+            if len(standing) > SHOWN_WHOLE:
+                names = standing.few(holders)
         return [self._view(name, holders.depth(name) * block_tokens) for name in names]
+
+    def _put_in_order(self, keys_of: Callable[[View], tuple[float, ...]]) -> Standing:
+        """Returns the orders, with those that moved since the last look where they belong now."""
+        for name in self._moved:
+            sight, keys = self._sights[name], keys_of(self._view(name, 0))
+            if self._standing is None:
+                self._standing = Standing(len(keys), self._rng)
+            if sight.is_draining:
+                self._standing.drop(name)
+            else:
+                self._standing.put(name, keys)
+        self._moved.clear()
+        assert self._standing is not None
+        return self._standing
 
     def _view(self, name: str, cached_tokens: int) -> View:
         view = self._views.get(name)

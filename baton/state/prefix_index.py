@@ -33,7 +33,10 @@ class Holders:
     def depth(self, worker: str) -> int:
         """Returns how many blocks from the start a worker holds."""
         bit = self._slots.bit(worker)
-        return next((depth for depth, mask in self._groups if mask & bit), 0)
+        for depth, mask in self._groups:
+            if mask & bit:
+                return depth
+        return 0
 
     def groups(self) -> Iterator[tuple[int, int]]:
         """Yields how many workers hold how many blocks, the deepest first."""

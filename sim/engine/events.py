@@ -37,7 +37,8 @@ class EventLoop:
 
     def at(self, time_s: float, handler: Handler, payload: Any = None) -> None:
         """Calls `handler(payload)` at `time_s`, or now when that is over."""
-        time_s = max(time_s, self.now_s)
+        if time_s < self.now_s:
+            time_s = self.now_s
         heapq.heappush(self._heap, (time_s, next(self._sequence), handler, payload))
 
     def after(self, delay_s: float, handler: Handler, payload: Any = None) -> None:

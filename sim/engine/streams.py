@@ -70,6 +70,11 @@ class Streams:
         """Steps until a job needs attention. There must be jobs."""
         return max(1, self._milestones[0][0] - self.steps)
 
+    @property
+    def has_due(self) -> bool:
+        """True when `due` may yield something."""
+        return bool(self._milestones) and self._milestones[0][0] <= self.steps
+
     def advance(self, steps: int) -> None:
         """Counts steps that ended."""
         count = len(self._jobs)

@@ -176,7 +176,8 @@ class SimWorker:
             self._start_decoding(job)
         self._reach_milestones()
         must_look_again = self._was_preempted
-        chunks = self._plan()
+        chunks = self._plan() if self._waiting or self._prefilling else []
+        self._was_preempted = False
         if chunks:
             self._start_mixed(chunks)
         elif self._streams:
@@ -194,7 +195,6 @@ class SimWorker:
         chunks: list[_Chunk] = []
         budget = self.token_budget - len(self._streams)
         may_admit = not self._was_preempted
-        self._was_preempted = False
         position = 0
         while budget > 0:
             running = self._prefilling[position] if position < len(self._prefilling) else None
@@ -327,6 +327,8 @@ class SimWorker:
 
     def _reach_milestones(self) -> None:
         """Ends the sequences that are complete, then gives the others room for their next token."""
+        if not self._streams.has_due:
+            return
         growing: list[Job] = []
         for job in self._streams.due():
             if job.left:
