@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +20,10 @@ import typer
 import uvloop
 import yaml
 
+from baton.client import Completion, Prompt, RequestOptions, RouterClient, Timing
 from baton.engine.sglang import SglangEngine
 from baton.models import DEFAULT_MODEL, model_dir
-from baton.rpc.channels import open_channel
-from baton.v1 import router_pb2, router_pb2_grpc, types_pb2
+from baton.requests import SamplingParams
 from bench.children import ChildFailed
 from bench.drive import Outcome, percentiles_ms
 from bench.load import StreamTarget
@@ -182,35 +183,35 @@ class Asker:
     """One client of a router. `parts_ms` has where the time of each request went."""
 
     def __init__(self, address: str) -> None:
-        self._channel = open_channel(address)
-        self._stub: Any = router_pb2_grpc.RouterServiceStub(self._channel)
+        self._client = RouterClient(address)
         self.parts_ms: list[dict[str, float]] = []
 
     async def __aenter__(self) -> "Asker":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._channel.close()
+        await self._client.__aexit__(None, None, None)
 
     async def ask(self, prompt: Sequence[int], tokens: int) -> tuple[Outcome, list[int]]:
         """Runs one greedy request."""
-        sampling = types_pb2.SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
-        request = router_pb2.GenerateRequest(input_ids=prompt, sampling_params=sampling)
+        sampling = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+        options = RequestOptions(sampling=sampling, timeout_s=120)
         outcome, ids = Outcome(time.monotonic()), list[int]()
-        async for response in self._stub.Generate(request, timeout=120):
-            if response.chunk.output_ids:
+        async for part in self._client.generate(Prompt(input_ids=tuple(prompt)), options):
+            if isinstance(part, Completion):
+                self.parts_ms.append(_parts_ms(part.timing))
+            elif part.output_ids:
                 outcome.last_s = time.monotonic()
                 outcome.first_s = outcome.first_s or outcome.last_s
-                outcome.tokens += len(response.chunk.output_ids)
-                ids += response.chunk.output_ids
-            elif response.HasField("complete"):
-                self.parts_ms.append(_parts_ms(response.complete.timing))
+                outcome.tokens += len(part.output_ids)
+                ids += part.output_ids
         outcome.ended_s = time.monotonic()
         return outcome, ids
 
 
-def _parts_ms(timing: types_pb2.TimingBreakdown) -> dict[str, float]:
-    return {field.name: span.ToNanoseconds() / 1e6 for field, span in timing.ListFields()}
+def _parts_ms(timing: Timing) -> dict[str, float]:
+    seconds = asdict(timing)
+    return {name.removesuffix("_s"): 1e3 * (value or 0.0) for name, value in seconds.items()}
 
 
 def _total_s(outcome: Outcome) -> float:
