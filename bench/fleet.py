@@ -7,6 +7,7 @@ ready, then every few seconds what the process costs, and runs until it is told 
 import asyncio
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -79,7 +80,8 @@ async def running_fleet(
     redis_url: str, size: FleetSize, pace: Pace, model: str, kv_mib: int
 ) -> AsyncIterator[list[SimulatedEngine]]:
     """Runs a fleet in this process; yields its engines when all workers are ready."""
-    config = load_config(environ={"REDIS_URL": redis_url, "BATON_MODEL": model})
+    # Workers split by the targets that the mesh around them promises.
+    config = load_config(environ={**os.environ, "REDIS_URL": redis_url, "BATON_MODEL": model})
     redis = connect(redis_url)
     telemetry = start_telemetry("baton-fleet", size.prefix, "")
     fleet = FleetView(redis)

@@ -3,8 +3,11 @@
 In the simulator every policy gets the same traces, classes and fleets; whoever was accepted but
 would not be served within its targets is turned away after its prompt, as Mooncake's decode workers
 do, so that rejections can be compared (see docs/qos.md).
+
+Scenarios may be run one at a time: what is recorded of the others stays, each with its commit.
 """
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +18,7 @@ from bench.qos.comparison import Comparison, compare, figures, line, show
 from bench.qos.plots import oscillation
 from bench.qos.scenarios import LOADS, SEEDS, scenarios
 from bench.qos.simulated import correlation_at_lag, swing
-from bench.report import emit, note
+from bench.report import RESULTS, commit, emit, note
 from sim.costs.hardware import Hardware
 from sim.costs.presets import H100_COPY, UnknownHardwareError, hardware
 from sim.results.summary import Estimate
@@ -33,21 +36,41 @@ def _command(
     processes: Annotated[int, typer.Option(help="Runs at a time.")] = 2,
     seeds: Annotated[int, typer.Option(help="Seeds.")] = len(SEEDS),
     plot: Annotated[Path | None, typer.Option(help="Folder for the picture.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="A scenario's name; all without.")] = None,
     record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
 ) -> None:
     """Compare the admission policies."""
     console = Console()
-    found = [
-        compare(scenario, note, LOADS, tuple(range(1, seeds + 1)), processes)
-        for scenario in scenarios(_machine(), requests)
-    ]
-    details: dict[str, Any] = {}
-    for each in found:
-        show(each, console)
-        details[each.scenario.name] = _details(each)
+    every = scenarios(_machine(), requests)
+    details = _recorded()
+    for scenario in every:
+        if only and scenario.name not in only:
+            continue
+        found = compare(scenario, note, LOADS, tuple(range(1, seeds + 1)), processes)
+        show(found, console)
+        details[scenario.name] = _details(found)
         if plot is not None:
-            _draw(each, plot)
-    emit("bench-qos", figures(found[0]), details, record)
+            _draw(found, plot)
+    emit("bench-qos", _figures_of(details.get(every[0].name)), details, record)
+
+
+def _recorded() -> dict[str, Any]:
+    """Returns what is recorded of each scenario."""
+    path = RESULTS / "bench-qos.json"
+    if not path.is_file():
+        return {}
+    kept = json.loads(path.read_text())
+    return {
+        name: {"commit": kept["commit"], **scenario} for name, scenario in kept["details"].items()
+    }
+
+
+def _figures_of(main_scenario: dict[str, Any] | None) -> dict[str, float | None]:
+    """Returns the figures of the JSON line, which are the main scenario's."""
+    if main_scenario is None:
+        return {}
+    figures: dict[str, float | None] = main_scenario["figures"]
+    return figures
 
 
 def _machine() -> Hardware:
@@ -60,6 +83,8 @@ def _machine() -> Hardware:
 
 def _details(found: Comparison) -> dict[str, Any]:
     return {
+        "commit": commit(),
+        "fleet": found.scenario.fleet.label,
         "capacity": found.capacity,
         "figures": figures(found),
         "rejected": {

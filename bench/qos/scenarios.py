@@ -1,8 +1,10 @@
 """What is simulated: parts of traces with classes, fleets, targets.
 
 The conversation fleet has about as much of both pools as its trace needs, so that either can be
-short: that is where looking at today's decode load goes wrong. Where only prefill is short, as with
-azure-code's short answers, the policies that look at loads are the same.
+short: that is where looking at today's decode load goes wrong. For azure-code there are three, with
+one decode worker each: with few prefill workers only prefill is short and the policies that look at
+loads are the same; "balanced" has as many as give the most capacity per worker (bench.qos.splits
+finds it); "decode-bound" has the fewest beyond which more of them add nothing.
 
 Policies were tuned on the first requests of each trace. The scenarios named "held out" replay a
 later part, which nobody looked at before.
@@ -33,6 +35,11 @@ LOW_THRESHOLD_SHARE = 0.25
 CONVERSATION_HELD_OUT_FROM = 6000
 AZURE_HELD_OUT_FROM = 4400
 """The parts that policies were not tuned on begin here, at about half of each trace."""
+
+AZURE_PREFILL = {"": 2, "-balanced": 3, "-decode-bound": 6}
+"""Prefill workers per decode worker of the azure-code fleets, by the end of the scenario's name."""
+
+HELD_OUT = "-held-out"
 
 SWINGS_LONGER = 3
 
@@ -95,20 +102,27 @@ def scenarios(machine: Hardware, count: int) -> list[Scenario]:
     """Returns the scenarios, with `count` requests of each trace; the first is the main one."""
     return [
         *(_conversation(machine, count, skip) for skip in (0, CONVERSATION_HELD_OUT_FROM)),
-        *(_azure_code(machine, count, skip) for skip in (0, AZURE_HELD_OUT_FROM)),
+        *(
+            azure_code(machine, count, prefill, fleet, skip)
+            for fleet, prefill in AZURE_PREFILL.items()
+            for skip in (0, AZURE_HELD_OUT_FROM)
+        ),
     ]
 
 
 def _conversation(machine: Hardware, count: int, skip: int) -> Scenario:
-    name = "conversation-held-out" if skip else "conversation"
+    name = f"conversation{HELD_OUT if skip else ''}"
     trace = ClassMix(find("conversation").trace, count, skip)
     return Scenario(name, trace, FleetSpec(machine, 3, 2), Slo(ttft_s=30.0, tpot_s=0.05))
 
 
-def _azure_code(machine: Hardware, count: int, skip: int) -> Scenario:
-    name = "azure-code-held-out" if skip else "azure-code"
+def azure_code(
+    machine: Hardware, count: int, prefill: int, fleet: str = "", skip: int = 0
+) -> Scenario:
+    """Returns a scenario with so many prefill workers and one that decodes."""
+    name = f"azure-code{fleet}{HELD_OUT if skip else ''}"
     trace = ClassMix(find("azure-code").trace, 2 * count, skip)
-    return Scenario(name, trace, FleetSpec(machine, 2, 1), Slo(ttft_s=5.0, tpot_s=0.045))
+    return Scenario(name, trace, FleetSpec(machine, prefill, 1), Slo(ttft_s=5.0, tpot_s=0.045))
 
 
 def swinging(scenario: Scenario) -> Scenario:

@@ -30,7 +30,10 @@ NO_WORKER = "NO_WORKER"
 NO_WORKER_RETRY_S = 1.0
 
 LEAST_BOUND = 32
-"""A class's queue holds at least so many; else as many as the decode pool runs at once."""
+"""A class's queue holds at least so many."""
+
+MOST_BOUND = 4096
+"""A class's queue never holds more, however cheap prompts are."""
 
 UNBOUND_DUE_TARGETS = 10.0
 """Requests that no target binds are due after so many targets, so that order stays by arrival."""
@@ -150,8 +153,12 @@ class Door:
         return waiter
 
     def bound(self, load: MeshLoad) -> int:
-        """Returns how many of one class may wait."""
-        return max(LEAST_BOUND, load.capacity)
+        """Returns how many of one class may wait: as many as the decode pool runs at once, or as
+        the workers compute within a target. With fewer it would refuse whom targets let in."""
+        in_time = 0.0
+        if load.prefill_s:
+            in_time = self._limits.ttft_slo_s * load.computing_workers / load.prefill_s
+        return max(LEAST_BOUND, load.capacity, min(MOST_BOUND, int(in_time)))
 
     def call_in(self, now_s: float) -> Iterator[Called | Dismissed]:
         """Yields those whose turn has come: for whom there is room, or who come too late by now."""

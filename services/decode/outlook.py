@@ -1,11 +1,15 @@
 """What the split policy is asked with, whatever kind the engine is."""
 
-from dataclasses import replace
-
 from baton.engine.base import Engine
 from baton.latency import CostModel
 from services.decode.job import Job
-from services.decode.policy import LocalOutlook, Outlook, SplitDecision, SplitPolicy, SplitReason
+from services.decode.policy import (
+    LocalOutlook,
+    Outlook,
+    SplitDecision,
+    SplitPolicy,
+    preferring_local,
+)
 
 
 def decide(
@@ -19,8 +23,7 @@ def decide(
         _outlook(job, engine, costs),
     )
     if job.prefers_local and engine.capabilities.prefills_locally:
-        reason = SplitReason.DEGRADED_TO_LOCAL
-        return replace(decision, remote=False, reason=reason, candidates=())
+        return preferring_local(decision)
     return decision
 
 

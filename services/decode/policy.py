@@ -135,6 +135,19 @@ def fit_to_engine(
     return replace(decision, remote=bool(candidates), reason=reason, candidates=candidates)
 
 
+def preferring_local(decision: SplitDecision) -> SplitDecision:
+    """Returns the decision for a request that has to put up with a slower first token.
+
+    It is computed here however long that takes, but not at the price of the streams that run here,
+    which were promised more: it goes where it would go if disturbing them costs more than the
+    remote way takes.
+    """
+    prediction = decision.prediction
+    if prediction is not None and prediction.interference_s > prediction.remote_ttft_s:
+        return decision
+    return replace(decision, remote=False, reason=SplitReason.DEGRADED_TO_LOCAL, candidates=())
+
+
 def should_offload_prefill(
     prompt_length: int,
     prefix_cached_length: int,

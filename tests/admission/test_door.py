@@ -330,3 +330,27 @@ def test_low_is_held_to_its_threshold_by_the_queue_not_by_its_own_prompt() -> No
 
 def prompt(tokens: int, priority: Priority) -> PermitRequest:
     return PermitRequest("r", priority=priority, prompt_tokens=tokens, uncached_tokens=tokens)
+
+
+def test_queue_holds_whom_the_target_lets_in() -> None:
+    """Prompts of 0.11 s: two workers compute more of them within 10 s than one decode worker has
+    slots, and the target, not the length of the queue, decides who is turned away."""
+    door = door_with(ttft_slo_ms=10_000.0, tpot_slo_ms=1e6)
+    door.set_pools(0.0, pools(2, 1))
+    now_s = 0.0
+    for number in range(20):
+        assert isinstance(door.arrive(now_s, asked(f"warm {number}")), Waiter)
+        (called,) = door.call_in(now_s)
+        assert isinstance(called, Called)
+        now_s += 0.11
+        door.prefill_done(called.permit, now_s)
+        door.release(called.permit, now_s, 1)
+    answers = [door.arrive(now_s, asked(str(number))) for number in range(200)]
+    taken = [answer for answer in answers if isinstance(answer, Waiter)]
+    turned = {answer.reason for answer in answers if isinstance(answer, Turned)}
+    assert len(taken) > 100
+    assert turned == {"TTFT_UNATTAINABLE"}
+
+
+def asked(name: str) -> PermitRequest:
+    return PermitRequest(name, prompt_tokens=100, uncached_tokens=100)

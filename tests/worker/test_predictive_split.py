@@ -19,6 +19,7 @@ from services.decode.policy import (
     RemoteOutlook,
     SplitReason,
     ThresholdSplitPolicy,
+    preferring_local,
 )
 from tests.support.fake_engine import FakeEngine, generated
 from tests.support.waiting import eventually
@@ -89,6 +90,25 @@ def test_counterfactual_is_recorded() -> None:
 def test_full_queue_is_not_tried_however_fast() -> None:
     decision = POLICY.decide(500, 0, [4, 0], outlook(0.0, 0.1, sequences=9))
     assert decision.candidates == (1,)
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        pytest.param(outlook(0.0, sequences=1), SplitReason.DEGRADED_TO_LOCAL, id="few streams"),
+        pytest.param(
+            outlook(0.0, queue_length=3, queued_tokens=1500),
+            SplitReason.DEGRADED_TO_LOCAL,
+            id="only itself waits",
+        ),
+        pytest.param(outlook(0.0, sequences=40), SplitReason.REMOTE_FASTER, id="many would stall"),
+        pytest.param(outlook(None), SplitReason.DEGRADED_TO_LOCAL, id="nothing is known"),
+    ],
+)
+def test_degraded_prompt_stays_here_unless_the_streams_here_pay_for_it(
+    seen: Outlook, reason: SplitReason
+) -> None:
+    assert preferring_local(POLICY.decide(500, 0, [0], seen)).reason is reason
 
 
 def test_unmeasured_worker_goes_by_the_chapters_rule() -> None:
