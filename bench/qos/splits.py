@@ -1,7 +1,7 @@
 """`python -m bench.qos.splits`: how many prefill workers go with one decode worker on azure-code.
 
 For each number the load up to which the mesh without admission serves 90 % within both targets,
-and what that is per worker: the fleet with the most is the one where neither pool is bought in vain.
+and what that is per worker: where that is highest, neither pool is bought in vain.
 """
 
 from dataclasses import replace
