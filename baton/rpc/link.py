@@ -224,13 +224,15 @@ class Link(Generic[CommandT, EventT]):
             return call
         self._calls[stream_id] = call
         self.idle_since_s = None
-        context = link_pb2.LinkContext(
-            timeout_s=timeout_s,
-            traceparent=traceparent,
-            window=self.window,
-            interval_s=self._pace.interval_s or None,
-        )
-        command.context.CopyFrom(context)  # type: ignore[attr-defined]  # every command has one
+        # Filled in where it is: a message made apart would be copied.
+        context = command.context  # type: ignore[attr-defined]  # every command has one
+        context.window = self.window
+        if timeout_s is not None:
+            context.timeout_s = timeout_s
+        if traceparent:
+            context.traceparent = traceparent
+        if self._pace.interval_s:
+            context.interval_s = self._pace.interval_s
         self.post(stream_id, command)
         return call
 

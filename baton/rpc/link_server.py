@@ -4,7 +4,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic
 
 import grpc
@@ -34,6 +34,7 @@ class ServedCall(Generic[CommandT, EventT]):
         self._changed = asyncio.Event()
         self._commands: deque[CommandT] = deque()
         self._last: tuple[EventT, int] | None = None
+        self.is_late = False
 
     def time_left_s(self) -> float | None:
         """Returns what is left of the deadline, or None without one."""
@@ -79,7 +80,7 @@ class ServedCall(Generic[CommandT, EventT]):
         self._changed.set()
 
 
-Handler = Callable[[ServedCall[CommandT, EventT]], Awaitable[None]]
+Handler = Callable[[ServedCall[CommandT, EventT]], Coroutine[Any, Any, None]]
 
 
 async def serve_link(
@@ -158,28 +159,35 @@ class _Session(Generic[CommandT, EventT]):
         call: ServedCall[CommandT, EventT] = ServedCall(self, command)
         stream_id: int = command.stream_id
         self._outbox.peer_interval_s = min(command.context.interval_s, LONGEST_BUSY_S)
-        task = asyncio.get_running_loop().create_task(self._run(call))
+        loop = asyncio.get_running_loop()
+        task = loop.create_task(self._handler(call))
         self._calls[stream_id] = (call, task)
-        task.add_done_callback(lambda done: self._finish(stream_id, done))
-
-    async def _run(self, call: ServedCall[CommandT, EventT]) -> None:
         left_s = call.time_left_s()
-        if left_s is None:
-            await self._handler(call)
-            return
-        try:
-            async with asyncio.timeout(left_s):
-                await self._handler(call)
-        except TimeoutError:
-            raise DeadlineError("the request's deadline passed") from None
+        deadline = None if left_s is None else loop.call_later(left_s, _expire, call, task)
+        task.add_done_callback(lambda done: self._finish(stream_id, call, done, deadline))
 
-    def _finish(self, stream_id: int, task: asyncio.Task[None]) -> None:
+    def _finish(
+        self,
+        stream_id: int,
+        call: ServedCall[CommandT, EventT],
+        task: asyncio.Task[None],
+        deadline: asyncio.TimerHandle | None,
+    ) -> None:
+        if deadline is not None:
+            deadline.cancel()
         del self._calls[stream_id]
-        self.post(stream_id, self._spec.event(end=_end_of(task)))
+        self.post(stream_id, self._spec.event(end=_end_of(task, is_late=call.is_late)))
 
 
-def _end_of(task: asyncio.Task[None]) -> link_pb2.LinkEnd:
+def _expire(call: ServedCall[Any, Any], task: asyncio.Task[None]) -> None:
+    call.is_late = True
+    task.cancel()
+
+
+def _end_of(task: asyncio.Task[None], *, is_late: bool) -> link_pb2.LinkEnd:
     if task.cancelled():
+        if is_late:
+            return to_end(DeadlineError("the request's deadline passed"))
         return to_end(CancelledByPeerError("the request was cancelled"))
     error = task.exception()
     if error is None:

@@ -12,13 +12,14 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 MESSAGES_PER_S = 1500.0
 """Messages in and out, over all links of a process, from which on they are spaced."""
 
 BUSY_SHARE = 0.5
-"""Share of a core that the event loop's thread takes from which on messages are spaced too."""
+"""Share of a core that the event loop's thread wants from which on messages are spaced too."""
 
 LONGEST_S = 0.01
 """The most that spacing by the number of messages holds a frame back. Seconds."""
@@ -31,20 +32,36 @@ _WINDOW_S = 0.05
 _MESSAGE_BYTES = 1 << 20
 """Frames join a message up to this size; one that is longer travels alone."""
 
+_SCHEDULER = Path("/proc/thread-self/schedstat")
+_NANO = 1e-9
+
 FrameT = TypeVar("FrameT")
+
+
+def wanted_core_s() -> float:
+    """Returns for how many seconds the calling thread has computed or waited for a core to.
+
+    A thread that gets half a core because others take the rest has no time left either. Where the
+    system does not tell how long it waited, only what it computed counts.
+    """
+    try:
+        ran_ns, waited_ns, _ = _SCHEDULER.read_bytes().split()
+    except (OSError, ValueError):
+        return time.thread_time()
+    return (int(ran_ns) + int(waited_ns)) * _NANO
 
 
 class Pace:
     """The interval between two messages on one link, from all that the process has to do.
 
-    `busy_clock` counts the seconds that the calling thread, the event loop's, has computed.
+    `busy_clock` counts the seconds in which the calling thread, the event loop's, had work to do.
     """
 
     def __init__(
         self,
         messages_per_s: float = MESSAGES_PER_S,
         clock: Callable[[], float] = time.monotonic,
-        busy_clock: Callable[[], float] = time.thread_time,
+        busy_clock: Callable[[], float] = wanted_core_s,
     ) -> None:
         self._messages_per_s = messages_per_s
         self._clock = clock

@@ -25,6 +25,7 @@ ANSWER_TIMEOUT_S = 2.0
 """Admission answers at once, if only that the request waits; a silent one is taken for dead."""
 
 FAIL_OPEN = "fail_open"
+GRANTED = "granted"
 QUEUED = "queued"
 NO_ADMISSION = "NO_ADMISSION"
 NO_ADMISSION_RETRY_S = 1.0
@@ -119,15 +120,17 @@ class PermitClient:
             command = admission_link_pb2.AdmissionCommand(start=_start(need))
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             link = self._links.link(view.record.address)
-            call = link.open(command, timeout_s=left_s, traceparent=traceparent)
+            verdict = _Verdict()
+            call = link.open(command, timeout_s=left_s, traceparent=traceparent, receiver=verdict)
             held = None
             try:
-                held = await _granted(call)
+                held = _held(call, await verdict.granted, verdict.name)
             except (UnavailableError, CancelledByPeerError) as error:
                 if not _is_gone(error):
                     raise
                 logger.warning("admission gone worker=%s: %s", view.record.worker_id, error)
             finally:
+                verdict.silence.cancel()
                 if held is None:
                     call.request_cancel(LONGEST_S)
             if held is not None:
@@ -150,20 +153,40 @@ class PermitClient:
         return [*views[first:], *views[:first]]
 
 
-async def _granted(call: AdmissionCall) -> HeldPermit:
-    """Waits for the grant. Raises UnavailableError (PEER_SILENT) when nothing comes at first."""
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            event = await anext(call, None)
-    except TimeoutError:
-        raise UnavailableError("admission does not answer", reason="PEER_SILENT") from None
-    verdict = "granted"
-    while event is not None and event.WhichOneof("event") == "queued":
-        verdict = QUEUED
-        event = await anext(call, None)
-    if event is None:
-        raise UnavailableError("admission ended the request", reason="PEER_LOST")
-    granted = event.granted
+class _Verdict:
+    """Receives what admission says; see baton.rpc.link.Receiver.
+
+    `granted` fails with what admission refuses with, and with UnavailableError (PEER_SILENT) when
+    nothing comes at first; `silence` is the timer of that.
+    """
+
+    def __init__(self) -> None:
+        loop = asyncio.get_running_loop()
+        self.name = GRANTED
+        self.granted: asyncio.Future[admission_link_pb2.AdmissionGranted] = loop.create_future()
+        self.silence = loop.call_later(ANSWER_TIMEOUT_S, self._hear_nothing)
+
+    def deliver(self, event: Any, kind: str) -> None:
+        self.silence.cancel()
+        if kind == QUEUED:
+            self.name = QUEUED
+        elif kind == GRANTED and not self.granted.done():
+            self.granted.set_result(event.granted)
+
+    def end(self, error: BatonError | None) -> None:
+        self._fail(error or UnavailableError("admission ended the request", reason="PEER_LOST"))
+
+    def _hear_nothing(self) -> None:
+        self._fail(UnavailableError("admission does not answer", reason="PEER_SILENT"))
+
+    def _fail(self, error: BatonError) -> None:
+        if not self.granted.done():
+            self.granted.set_exception(error)
+
+
+def _held(
+    call: AdmissionCall, granted: admission_link_pb2.AdmissionGranted, verdict: str
+) -> HeldPermit:
     return HeldPermit(
         verdict=verdict,
         call=call,
