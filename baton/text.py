@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+_HALF_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+
 
 class TextStream:
     """Turns one answer's tokens into text that may be sent at once.
@@ -19,20 +21,37 @@ class TextStream:
         self._stream = DecodeStream(skip_special_tokens=True)
         self._stop = tuple(stop)
         self._held = ""
+        self._decoded: list[int] = []
+        self._undecoded: list[int] = []
         self.stopped = False
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Returns the text that these tokens make sendable."""
-        if self.stopped:
+        if self.stopped or not token_ids:
             return ""
-        for token_id in token_ids:
-            self._held += self._stream.step(self._tokenizer, token_id) or ""
+        new = list(token_ids)
+        self._undecoded += new
+        # All at once, which takes a third of the time: where the last of them ends within a
+        # character, the text of all comes with the next ones.
+        text = self._stream.step(self._tokenizer, new)
+        if text is not None:
+            self._held += text
+            self._decoded, self._undecoded = self._undecoded, []
         return self._release()
 
     def flush(self) -> str:
-        """Returns what was held back; call once, at the end."""
-        text, self._held = self._held, ""
+        """Returns what was held back; call once, at the end. Half a character has no text."""
+        text, self._held = self._held + self._rest(), ""
         return "" if self.stopped else text
+
+    def _rest(self) -> str:
+        """Returns the whole characters of tokens that ended within one."""
+        if not self._undecoded:
+            return ""
+        # What a token means may depend on those before it, such as whether a space comes first.
+        before = self._tokenizer.decode(self._decoded)
+        text: str = self._tokenizer.decode(self._decoded + self._undecoded)
+        return text.rstrip(_HALF_CHARACTER)[len(before) :]
 
     def _release(self) -> str:
         found = [at for at in map(self._held.find, self._stop) if at >= 0]
