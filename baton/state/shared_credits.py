@@ -48,6 +48,10 @@ class Unseen(NamedTuple):
     requests: int
     tokens: int
 
+    def plus(self, requests: int, tokens: int) -> "Unseen":
+        """Returns the sum with others."""
+        return Unseen(self.requests + requests, self.tokens + tokens)
+
 
 @dataclass(frozen=True, slots=True)
 class _Report:
@@ -57,6 +61,8 @@ class _Report:
 
 
 _REPORT = TypeAdapter(_Report)
+
+NOTHING_UNSEEN = Unseen(0, 0)
 
 Recent = Callable[[float], Sequence[Dispatch]]
 """Returns a router's own live dispatches sent since a moment of the monotonic clock."""
@@ -92,6 +98,8 @@ class CreditExchange:
 
     def unseen(self, incarnation: str, since_s: float) -> Unseen:
         """Returns what other routers sent to a worker since a moment its figures do not cover."""
+        if not self._others:
+            return NOTHING_UNSEEN
         requests = tokens = 0
         oldest_s = self._clock() - REPORT_LIFE_S
         for taken_at_s, by_worker in self._others.values():

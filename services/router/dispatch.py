@@ -108,14 +108,14 @@ class Dispatcher:
         Raises UnavailableError (NO_WORKER).
         """
         decision = self._place(generation)
+        message = router_pb2.DirectTicket(
+            decode_worker_id=decision.decode.worker_id, decode_address=decision.decode.address
+        )
+        generation.fill_in(message.start, decision)
         decoding, prefilling = self._take_credits(generation, decision)
         try:
             yield Ticket(
-                router_pb2.DirectTicket(
-                    decode_worker_id=decision.decode.worker_id,
-                    decode_address=decision.decode.address,
-                    start=generation.start(decision),
-                ),
+                message,
                 partial(self._credits.give_back, prefilling) if prefilling else _nothing,
             )
         finally:
@@ -181,11 +181,12 @@ class Dispatcher:
     async def _attempt(
         self, generation: Generation, decision: Decision
     ) -> AsyncGenerator[Progress, None]:
-        start = decode_link_pb2.DecodeCommand(start=generation.start(decision))
+        command = decode_link_pb2.DecodeCommand()
+        generation.fill_in(command.start, decision)
         decoding, prefilling = self._take_credits(generation, decision)
         relay = Relay(self._beat, has_started=bool(generation.tokens))
         call = self._links.link(decision.decode.address).open(
-            start,
+            command,
             timeout_s=generation.time_left_s(),
             traceparent=generation.traceparent,
             receiver=relay,

@@ -90,41 +90,37 @@ class Generation:
             return FinishReason.STOP
         return FinishReason.LENGTH if len(self.tokens) >= sampling.max_tokens else None
 
-    def start(self, decision: Decision) -> decode_link_pb2.DecodeStart:
-        """Returns the frame that asks the chosen worker for the rest."""
+    def fill_in(self, start: decode_link_pb2.DecodeStart, decision: Decision) -> None:
+        """Fills in the frame that asks the chosen worker for the rest.
+
+        It is a part of the message that travels: made apart, the prompt would be copied into it.
+        """
         left = self.sampling
         if self.tokens:
             left = replace(left, max_tokens=left.max_tokens - len(self.tokens))
-        start = decode_link_pb2.DecodeStart(
-            request_id=self.request_id,
-            sampling_params=sampling_message(left),
-            priority=types_pb2.Priority.ValueType(self.priority),
-            cache_salt=self.cache_salt,
-            prefill_candidates=[
-                _candidate(view, decision, self.context_tokens)
-                for view in decision.prefill_candidates
-            ],
-            resumed_tokens=len(self.tokens),
-            prefers_local_prefill=self.prefers_local_prefill,
-            prefix_holders=[
-                decode_link_pb2.PrefixHolder(
-                    worker_id=view.worker_id,
-                    incarnation=view.incarnation,
-                    address=view.address,
-                    cached_tokens=view.cached_tokens,
-                )
-                for view in decision.holders
-            ],
-        )
+            start.resumed_tokens = len(self.tokens)
+        start.request_id = self.request_id
+        start.sampling_params.CopyFrom(sampling_message(left))
+        start.priority = types_pb2.Priority.ValueType(self.priority)
+        start.cache_salt = self.cache_salt
+        start.prefers_local_prefill = self.prefers_local_prefill
+        for candidate in decision.prefill_candidates:
+            _add_candidate(start, candidate, decision, self.context_tokens)
+        for holder in decision.holders:
+            start.prefix_holders.add(
+                worker_id=holder.worker_id,
+                incarnation=holder.incarnation,
+                address=holder.address,
+                cached_tokens=holder.cached_tokens,
+            )
         put_ids(start, decode_link_pb2.DecodeStart.INPUT_IDS_FIELD_NUMBER, self.context_ids)
-        return start
 
 
-def _candidate(
-    view: PrefillView, decision: Decision, prompt_tokens: int
-) -> decode_link_pb2.PrefillCandidate:
-    """Returns a prefill worker to try, with what a policy that predicts expects of it."""
-    message = decode_link_pb2.PrefillCandidate(
+def _add_candidate(
+    start: decode_link_pb2.DecodeStart, view: PrefillView, decision: Decision, prompt_tokens: int
+) -> None:
+    """Adds a prefill worker to try, with what a policy that predicts expects of it."""
+    message = start.prefill_candidates.add(
         worker_id=view.worker_id,
         incarnation=view.incarnation,
         address=view.address,
@@ -134,4 +130,3 @@ def _candidate(
     if decision.chosen is not None and view.costs.knows_prefill:
         message.expected_wait_s = wait_s(view)
         message.expected_prefill_s = prefill_s(prompt_tokens, view)
-    return message

@@ -39,8 +39,9 @@ class StreamOutlet:
 
     async def chunk(self, text: str, output_ids: Sequence[int], logprobs: Sequence[float]) -> None:
         """See Outlet."""
-        chunk = router_pb2.GenerateChunk(text=text, output_ids=output_ids, logprobs=logprobs)
-        await self._context.write(router_pb2.GenerateResponse(chunk=chunk))
+        response = router_pb2.GenerateResponse()
+        _fill_in(response.chunk, text, output_ids, logprobs)
+        await self._context.write(response)
 
     async def complete(self, complete: router_pb2.GenerateComplete) -> None:
         """See Outlet."""
@@ -55,9 +56,22 @@ class LinkOutlet:
 
     async def chunk(self, text: str, output_ids: Sequence[int], logprobs: Sequence[float]) -> None:
         """See Outlet."""
-        chunk = router_pb2.GenerateChunk(text=text, output_ids=output_ids, logprobs=logprobs)
-        await self._call.send(router_pb2.RouterEvent(chunk=chunk))
+        event = router_pb2.RouterEvent()
+        _fill_in(event.chunk, text, output_ids, logprobs)
+        await self._call.send(event)
 
     async def complete(self, complete: router_pb2.GenerateComplete) -> None:
         """See Outlet."""
         await self._call.send(router_pb2.RouterEvent(complete=complete))
+
+
+def _fill_in(
+    chunk: router_pb2.GenerateChunk,
+    text: str,
+    output_ids: Sequence[int],
+    logprobs: Sequence[float],
+) -> None:
+    chunk.text = text
+    chunk.output_ids.extend(output_ids)
+    if logprobs:
+        chunk.logprobs.extend(logprobs)

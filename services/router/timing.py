@@ -19,6 +19,9 @@ LAST_PART = "first_step"
 """What is left of the TTFT: measured at the router, up to the first chunk it wrote."""
 
 
+_SECOND_NS = 1_000_000_000
+
+
 def ttft_parts_ns(measured_s: Mapping[str, float], ttft_s: float) -> dict[str, int]:
     """Returns all eight parts in nanoseconds; their sum is the TTFT.
 
@@ -55,4 +58,7 @@ def breakdown(
 
 def _set(duration: Duration, nanoseconds: int) -> None:
     """Sets a duration that is not negative; `FromNanoseconds` takes several times as long."""
-    duration.seconds, duration.nanos = divmod(nanoseconds, 1_000_000_000)
+    if nanoseconds < _SECOND_NS:
+        duration.nanos = nanoseconds
+    else:
+        duration.seconds, duration.nanos = divmod(nanoseconds, _SECOND_NS)

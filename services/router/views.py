@@ -7,8 +7,8 @@ from typing import Generic, NamedTuple
 from baton.latency import CostModel
 from baton.state.members import WorkerView
 from baton.state.records import WorkerStats
-from baton.state.shared_credits import Unseen
-from services.router.credits import NOTHING_UNSEEN, Credits, Suspects
+from baton.state.shared_credits import NOTHING_UNSEEN, Unseen
+from services.router.credits import Credits, Suspects
 from services.router.policy import DECLARED_COSTS, DecodeView, PrefillView, View
 
 REMAKE_AFTER_S = 0.25

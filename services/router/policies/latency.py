@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
-from baton.latency import interference_s, local_prefill_s
 from services.router.policies.terms import (
     TYPICAL,
     RankedDecodes,
@@ -176,23 +175,22 @@ class LatencyPolicy:
         return _Fronts(fronts, takers, fastest_s, are_measured)
 
     def _local(self, request: RouteRequest, decode: DecodeView) -> Terms:
-        settings, costs = self._settings, decode.costs
+        settings, costs, standing = self._settings, decode.costs, decode.standing
         uncached = max(1, request.prompt_tokens - decode.cached_tokens)
-        sequences, resident = decode.decode_load, decode.resident_tokens
+        alone_s = shared_s = costs.prefill_s(uncached, decode.cached_tokens)
+        admitted_s = interference_s = 0.0
+        if decode.decode_load:
+            # Chunks of the prompt share steps with the streams, and each stream is late by it once.
+            shared_s += -(-uncached // settings.chunk_tokens) * standing.join_s
+            admitted_s = admit_s(request, decode, is_local=True)
+            interference_s = settings.tpot_price * standing.streams * alone_s
         return Terms(
-            wait_s=wait_s(decode),
-            prefill_s=local_prefill_s(
-                costs, uncached, decode.cached_tokens, sequences, resident, settings.chunk_tokens
-            ),
+            wait_s=standing.ahead_s,
+            prefill_s=shared_s,
             transfer_s=0.0,
-            admit_s=admit_s(request, decode, is_local=True),
+            admit_s=admitted_s,
             tpot_s=tpot_s(request, decode),
-            interference_s=interference_s(
-                costs.prefill_s(uncached, decode.cached_tokens),
-                sequences,
-                settings.tpot_price,
-                costs.output_tokens,
-            ),
+            interference_s=interference_s,
         )
 
     def _decodes(

@@ -45,8 +45,7 @@ def wait_s(view: PrefillView | DecodeView) -> float:
 
 def tpot_s(request: RouteRequest, decode: DecodeView) -> float:
     """Returns the decode step's time with the request in it."""
-    resident = decode.resident_tokens + request.prompt_tokens
-    return decode.costs.step_s(decode.decode_load + 1, resident)
+    return decode.standing.next_s + decode.costs.step[2] * request.prompt_tokens
 
 
 def admit_s(request: RouteRequest, decode: DecodeView, *, is_local: bool) -> float:
@@ -58,7 +57,7 @@ def admit_s(request: RouteRequest, decode: DecodeView, *, is_local: bool) -> flo
     """
     if not decode.decode_load:
         return 0.0
-    step_s = decode.costs.step_s(decode.decode_load, decode.resident_tokens)
+    step_s = decode.standing.join_s
     begin_s = step_s / 2 if is_local else 0.0
     if decode.kv_free_tokens is None:
         return begin_s
