@@ -9,6 +9,7 @@ compares the token ids themselves (baton/kv/pool.py).
 import struct
 from array import array
 from collections.abc import Sequence
+from functools import lru_cache
 
 import xxhash
 
@@ -16,6 +17,9 @@ HASH_SCHEME = "xxh3-64-chained-u32le"
 """Names the scheme at registration; workers with another one are refused."""
 
 _PARENT = struct.Struct("<Q")
+_STRETCH_BLOCKS = 16
+_STRETCHES = 4096
+"""Stretches of blocks whose hashes are remembered: some megabytes with blocks of 16 tokens."""
 
 
 def token_bytes(input_ids: Sequence[int]) -> bytes:
@@ -43,13 +47,28 @@ def block_hashes(input_ids: Sequence[int], block_size: int, root: int) -> list[i
 def packed_block_hashes(data: bytes, block_size: int, root: int) -> list[int]:
     """Returns what `block_hashes` does, for token ids that are little-endian u32 already."""
     step = 4 * block_size
+    stretch = _STRETCH_BLOCKS * step
+    rest = len(data) - len(data) % stretch
+    hashes: list[int] = []
+    for start in range(0, rest, stretch):
+        parent = hashes[-1] if hashes else root
+        hashes += _remembered_hashes(parent, data[start : start + stretch], step)
+    return hashes + _hashes(hashes[-1] if hashes else root, data[rest:], step)
+
+
+def _hashes(parent: int, data: bytes, step: int) -> list[int]:
     pack, digest = _PARENT.pack, xxhash.xxh3_64_intdigest
     hashes: list[int] = []
-    parent = root
     for start in range(0, len(data) - step + 1, step):
         parent = digest(pack(parent) + data[start : start + step])
         hashes.append(parent)
     return hashes
+
+
+@lru_cache(maxsize=_STRETCHES)
+def _remembered_hashes(parent: int, data: bytes, step: int) -> tuple[int, ...]:
+    """Returns the hashes of a whole stretch: most long prompts begin like one not long ago."""
+    return tuple(_hashes(parent, data, step))
 
 
 def blocks_for(tokens: int, block_size: int) -> int:

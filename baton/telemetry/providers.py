@@ -1,9 +1,10 @@
 """Tracer and meter of one process, exporting by OTLP over gRPC when an endpoint is configured."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import TracebackType
 
 from opentelemetry.context import Context
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -51,23 +52,15 @@ class Telemetry:
         default_factory=dict
     )
 
-    @contextmanager
     def span(
         self, name: str, traceparent: str = "", attributes: Attributes | None = None
-    ) -> Iterator[Span]:
+    ) -> AbstractContextManager[Span]:
         """Records a stage under the span that `traceparent` names (W3C), or as a new trace.
 
         An error that leaves the block marks the span with its reason; a cancellation marks it
         "cancelled".
         """
-        span = self.start_span(name, traceparent, attributes)
-        try:
-            yield span
-        except BaseException as error:
-            _mark(span, error)
-            raise
-        finally:
-            span.end()
+        return _Stage(self.start_span(name, traceparent, attributes))
 
     def start_span(
         self, name: str, traceparent: str = "", attributes: Attributes | None = None
@@ -120,6 +113,26 @@ class Telemetry:
     def shutdown(self) -> None:
         """Exports what is left, in bounded time."""
         self._shutdown()
+
+
+class _Stage:
+    """Ends a span with its block; several for each request, so no generator."""
+
+    def __init__(self, span: Span) -> None:
+        self._span = span
+
+    def __enter__(self) -> Span:
+        return self._span
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            _mark(self._span, error)
+        self._span.end()
 
 
 def start_telemetry(service: str, instance: str, otlp_endpoint: str) -> Telemetry:

@@ -32,6 +32,8 @@ class PeerCosts:
     def __init__(self) -> None:
         self._lent = DECLARED_COSTS
         self._at_s = float("-inf")
+        # By identity, with what was asked about, which so keeps its identity to itself.
+        self._filled_in: dict[int, tuple[CostModel, CostModel]] = {}
 
     def refresh(self, workers: Sequence[WorkerView], now_s: float) -> None:
         """Looks for measured workers again, now and then."""
@@ -42,14 +44,25 @@ class PeerCosts:
         prefill = _middle([it for it in known if it.knows_prefill], lambda it: it.prefill_s(512, 0))
         step = _middle([it for it in known if it.knows_step], lambda it: it.step_s(8, 4096))
         self._lent = CostModel(prefill=prefill.prefill, step=step.step)
+        self._filled_in.clear()
 
     def of(self, own: CostModel | None) -> CostModel:
         """Returns a worker's own costs, with what it does not know yet borrowed."""
         if own is None:
             return self._lent
-        if not own.knows_prefill:
-            own = replace(own, prefill=self._lent.prefill)
-        return own if own.knows_step else replace(own, step=self._lent.step)
+        if own.knows_prefill and own.knows_step:
+            return own
+        known = self._filled_in.get(id(own))
+        if known is None:
+            known = self._filled_in[id(own)] = own, self._fill_in(own)
+        return known[1]
+
+    def _fill_in(self, own: CostModel) -> CostModel:
+        return replace(
+            own,
+            prefill=own.prefill if own.knows_prefill else self._lent.prefill,
+            step=own.step if own.knows_step else self._lent.step,
+        )
 
 
 class _Made(NamedTuple, Generic[View]):
