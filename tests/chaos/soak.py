@@ -9,7 +9,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import psutil
 import typer
@@ -19,15 +19,19 @@ from baton.engine.simulated.tokens import answer
 from baton.local.roles import Role
 from baton.models import DEFAULT_MODEL
 from baton.telemetry.names import LOOP_STALL
+from bench.drive import percentiles_ms
 from bench.report import emit, note
 from tests.chaos.fleet import Fleet
-from tests.chaos.observer import look
+from tests.chaos.observer import Leaks, look
 from tests.chaos.questions import make_questions
 from tests.chaos.traffic import Ending, Question, Tally, Traffic
 from tests.support.otlp import OtlpReceiver
 
 _WARM_UP_SHARE = 0.2
 """Memory is compared between the end of this part of the run and the end of all of it."""
+
+_MOST = {"rss_growth_mb": 32.0, "fd_growth": 32.0, "errors": 0.0}
+"""What may be there at the end; stalls are measured, for a busy machine makes them too."""
 
 _SAMPLE_EVERY_S = 5.0
 _QUIET_LIMIT_S = 20.0
@@ -50,14 +54,43 @@ class Growth:
             self.rss_bytes.setdefault(member.name, []).append(process.memory_info().rss)
             self.descriptors.setdefault(member.name, []).append(process.num_fds())
 
-    def of(self, series: dict[str, list[int]]) -> dict[str, int]:
-        """Returns by how much each process grew since its warm-up; medians of three samples."""
-        grown = {}
-        for name, values in series.items():
-            first = int(_WARM_UP_SHARE * len(values))
-            early, late = sorted(values[first : first + 3]), sorted(values[-3:])
-            grown[name] = late[len(late) // 2] - early[len(early) // 2]
-        return grown
+    def rss(self) -> dict[str, int]:
+        """Returns by how many bytes each process grew since its warm-up."""
+        return _grown(self.rss_bytes)
+
+    def fds(self) -> dict[str, int]:
+        """Returns how many descriptors more each process holds than after its warm-up."""
+        return _grown(self.descriptors)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What the mesh is kept busy with."""
+
+    seconds: float
+    streams: int
+    engine: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What came of it; `stalls_ms` has the longest of each process."""
+
+    tally: Tally
+    growth: Growth
+    leaks: Leaks
+    stalls_ms: dict[str, float]
+
+
+def _grown(series: dict[str, list[int]]) -> dict[str, int]:
+    """Compares medians of three samples, for a single one may be taken in the midst of a burst."""
+    grown = {}
+    for name, values in series.items():
+        first = int(_WARM_UP_SHARE * len(values))
+        early, late = sorted(values[first : first + 3]), sorted(values[-3:])
+        grown[name] = late[len(late) // 2] - early[len(early) // 2]
+    return grown
 
 
 def main(
@@ -70,57 +103,74 @@ def main(
     """Keep the mesh busy for long and say whether it stays as it was."""
     run_dir = Path(tempfile.mkdtemp(prefix="baton-soak-"))
     note(f"logs in {run_dir}")
-    figures, details = asyncio.run(_soak(minutes * 60, streams, engine, seed, run_dir))
-    emit("soak" if engine == "torch" else "soak-simulated", figures, details, record)
-    raise typer.Exit(1 if figures["errors"] else 0)
-
-
-async def _soak(
-    seconds: float, streams: int, engine: str, seed: int, run_dir: Path
-) -> tuple[dict[str, float | None], dict[str, Any]]:
-    tally, growth = Tally(), Growth()
-    with OtlpReceiver() as otlp:
-        environ = {
-            "BATON_MESH__OTLP_ENDPOINT": otlp.endpoint,
-            "OTEL_TRACES_SAMPLER": "always_off",
-            "BATON_ENGINE__KIND": engine,
-            "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
-        }
-        async with Fleet(run_dir, environ, _COUNTS) as fleet:
-            addresses = [router.address for router in fleet.of(Role.ROUTER)]
-            traffic = Traffic(addresses, _questions(engine, seed), random.Random(seed), tally)
-            traffic.start(streams)
-            await _sample_for(seconds, fleet, growth, tally)
-            await traffic.stop()
-            leaks = await _settle(fleet)
-        stalls = _longest_stalls_ms(otlp)
-    rss, descriptors = growth.of(growth.rss_bytes), growth.of(growth.descriptors)
-    errors = tally.requests - tally.endings[Ending.RIGHT] - tally.endings[Ending.CANCELLED]
-    figures: dict[str, float | None] = {
-        "requests": tally.requests,
-        "rss_growth_mb": max(rss.values()) / 2**20,
-        "fd_growth": max(descriptors.values()),
-        "loop_stall_max_ms": max(stalls.values(), default=None),
-        "errors": errors + bool(leaks),
-    }
+    seen = asyncio.run(_soak(Load(minutes * 60, streams, engine, seed), run_dir))
+    tally, growth = seen.tally, seen.growth
+    figures = _figures(seen)
     details = {
-        "minutes": seconds / 60,
+        "minutes": minutes,
         "streams": streams,
-        "rss_growth_mb": {name: round(value / 2**20, 1) for name, value in rss.items()},
-        "fd_growth": descriptors,
-        "loop_stall_max_ms": stalls,
+        "ttft_ms": percentiles_ms(tally.ttft_s),
+        "tpot_ms": percentiles_ms(tally.tpot_s),
+        "rss_growth_mb": {name: round(it / 2**20, 1) for name, it in growth.rss().items()},
+        "fd_growth": growth.fds(),
+        "loop_stall_max_ms": seen.stalls_ms,
         "endings": {ending.value: count for ending, count in tally.endings.items()},
         "typed_errors": dict(tally.errors),
         "broken": tally.details[:20],
-        "leaks": str(leaks),
+        "leaks": str(seen.leaks),
     }
-    return figures, details
+    for name, value in details.items():
+        print(f"  {name:20} {value}")
+    emit("soak" if engine == "torch" else "soak-simulated", figures, details, record)
+    raise typer.Exit(1 if _faults(figures) else 0)
 
 
-def _questions(engine: str, seed: int) -> list[Question]:
-    if engine == "torch":
-        return make_questions(seed, Path(".baton") / "chaos")
-    rng = random.Random(seed)
+async def _soak(load: Load, run_dir: Path) -> Seen:
+    tally, growth = Tally(), Growth()
+    with OtlpReceiver() as otlp:
+        leaks = await _run(load, run_dir, otlp.endpoint, tally, growth)
+        return Seen(tally, growth, leaks, _longest_stalls_ms(otlp))
+
+
+async def _run(
+    load: Load, run_dir: Path, otlp_endpoint: str, tally: Tally, growth: Growth
+) -> Leaks:
+    environ = {
+        "BATON_MESH__OTLP_ENDPOINT": otlp_endpoint,
+        "OTEL_TRACES_SAMPLER": "always_off",
+        "BATON_ENGINE__KIND": load.engine,
+        "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
+    }
+    async with Fleet(run_dir, environ, _COUNTS) as fleet:
+        addresses = [router.address for router in fleet.of(Role.ROUTER)]
+        traffic = Traffic(addresses, _questions(load), random.Random(load.seed), tally)
+        traffic.start(load.streams)
+        await _sample_for(load.seconds, fleet, growth, tally)
+        await traffic.stop()
+        return await _settle(fleet)
+
+
+def _figures(seen: Seen) -> dict[str, float | None]:
+    tally, growth = seen.tally, seen.growth
+    errors = tally.requests - tally.endings[Ending.RIGHT] - tally.endings[Ending.CANCELLED]
+    return {
+        "requests": tally.requests,
+        "rss_growth_mb": max(growth.rss().values()) / 2**20,
+        "fd_growth": max(growth.fds().values()),
+        "loop_stall_max_ms": max(seen.stalls_ms.values(), default=None),
+        "errors": errors + bool(seen.leaks),
+    }
+
+
+def _faults(figures: dict[str, float | None]) -> list[str]:
+    """Returns the names of the figures that say that the mesh did not stay as it was."""
+    return [name for name, most in _MOST.items() if (figures[name] or 0) > most]
+
+
+def _questions(load: Load) -> list[Question]:
+    if load.engine == "torch":
+        return make_questions(load.seed, Path(".baton") / "chaos")
+    rng = random.Random(load.seed)
     spec = load_spec(DEFAULT_MODEL)
     found = []
     for length in _SIMULATED_PROMPTS * 8:
@@ -138,7 +188,7 @@ async def _sample_for(seconds: float, fleet: Fleet, growth: Growth, tally: Tally
         note(f"{left_s:6.0f} s left, {tally.requests} requests ended {dict(tally.errors)}")
 
 
-async def _settle(fleet: Fleet) -> Any:
+async def _settle(fleet: Fleet) -> Leaks:
     deadline_s = time.monotonic() + _QUIET_LIMIT_S
     while (leaks := await look(fleet)) and time.monotonic() < deadline_s:
         await asyncio.sleep(0.1)

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -49,13 +49,39 @@ class Question:
     answer: tuple[int, ...]
 
 
+class Answer(NamedTuple):
+    """How one request ended, and when its tokens came; `words` where the ending needs them."""
+
+    ending: Ending
+    words: str = ""
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
 @dataclass(slots=True)
 class Tally:
-    """What all clients saw; `details` has a line for each ending that is not allowed."""
+    """What all clients saw; `details` has a line for each ending that is not allowed.
+
+    The times are those of right answers; clients that read slowly count for the first token only.
+    """
 
     endings: Counter[Ending] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
     details: list[str] = field(default_factory=list)
+    ttft_s: list[float] = field(default_factory=list)
+    tpot_s: list[float] = field(default_factory=list)
+
+    def add(self, answer: Answer) -> None:
+        """Counts one."""
+        self.endings[answer.ending] += 1
+        if answer.ending is Ending.TYPED_ERROR:
+            self.errors[answer.words] += 1
+        elif answer.ending in (Ending.WRONG, Ending.LOST):
+            self.details.append(f"{answer.ending.value}: {answer.words}")
+        if answer.ttft_s is not None:
+            self.ttft_s.append(answer.ttft_s)
+        if answer.tpot_s is not None:
+            self.tpot_s.append(answer.tpot_s)
 
     @property
     def requests(self) -> int:
@@ -91,8 +117,8 @@ class Traffic:
         question = min(self._questions, key=lambda it: len(it.input_ids))
         for address in self._addresses:
             async with grpc.aio.insecure_channel(address) as channel:
-                ending, _ = await _ask(channel, question, timeout_s, None, 0.0)
-            if ending is not Ending.RIGHT:
+                answer = await _ask(channel, question, timeout_s, None, 0.0)
+            if answer.ending is not Ending.RIGHT:
                 return False
         return True
 
@@ -112,12 +138,7 @@ class Traffic:
         leaves = rng.random() < _CANCEL_SHARE
         leave_after = rng.randrange(len(question.answer)) if leaves else None
         read_s = _SLOW_READ_S if rng.random() < _SLOW_SHARE else 0.0
-        ending, detail = await _ask(channel, question, DEADLINE_S, leave_after, read_s)
-        self._tally.endings[ending] += 1
-        if ending is Ending.TYPED_ERROR:
-            self._tally.errors[detail] += 1
-        elif ending in (Ending.WRONG, Ending.LOST):
-            self._tally.details.append(f"{ending.value}: {detail}")
+        self._tally.add(await _ask(channel, question, DEADLINE_S, leave_after, read_s))
 
 
 async def _ask(
@@ -126,8 +147,8 @@ async def _ask(
     timeout_s: float,
     leave_after: int | None,
     read_s: float,
-) -> tuple[Ending, str]:
-    """Returns how a request ended and, where that needs words, the words."""
+) -> Answer:
+    """Asks and reads, every `read_s`, to the end or until it leaves."""
     request = router_pb2.GenerateRequest(
         input_ids=question.input_ids,
         sampling_params=types_pb2.SamplingParams(
@@ -139,34 +160,40 @@ async def _ask(
     call = stub.Generate(request, timeout=timeout_s)
     try:
         async with asyncio.timeout(timeout_s + GRACE_S):
-            return await _read(call, question, leave_after, read_s)
+            return await _read(call, question, leave_after, read_s, began_s)
     except TimeoutError:
-        return Ending.LOST, f"no end {GRACE_S:g} s after its deadline"
+        return Answer(Ending.LOST, f"no end {GRACE_S:g} s after its deadline")
     except grpc.aio.AioRpcError as error:
         words = f"{error.code().name}: {error.details()}"
         if error.code() in _TYPED:
-            return Ending.TYPED_ERROR, error.code().name
-        return Ending.LOST, f"{words} after {time.monotonic() - began_s:.1f} s"
+            return Answer(Ending.TYPED_ERROR, error.code().name)
+        return Answer(Ending.LOST, f"{words} after {time.monotonic() - began_s:.1f} s")
     finally:
         call.cancel()
 
 
 async def _read(
-    call: Any, question: Question, leave_after: int | None, read_s: float
-) -> tuple[Ending, str]:
+    call: Any, question: Question, leave_after: int | None, read_s: float, began_s: float
+) -> Answer:
     got: list[int] = []
+    first_s = last_s = began_s
     async for response in call:
         if response.WhichOneof("part") == "complete":
-            if tuple(got) == question.answer:
-                return Ending.RIGHT, ""
-            return Ending.WRONG, f"{len(got)} tokens, of them wrong {_wrong(got, question)}"
+            if tuple(got) != question.answer:
+                words = f"{len(got)} tokens, of them wrong {_wrong(got, question)}"
+                return Answer(Ending.WRONG, words)
+            step_s = None if read_s else (last_s - first_s) / max(len(got) - 1, 1)
+            return Answer(Ending.RIGHT, "", first_s - began_s, step_s)
+        last_s = time.monotonic()
+        first_s = last_s if not got else first_s
         got += response.chunk.output_ids
         if _wrong(got, question):
-            return Ending.WRONG, f"token {_wrong(got, question)} of {len(question.answer)}"
+            words = f"token {_wrong(got, question)} of {len(question.answer)}"
+            return Answer(Ending.WRONG, words)
         if leave_after is not None and len(got) > leave_after:
-            return Ending.CANCELLED, ""
+            return Answer(Ending.CANCELLED)
         await asyncio.sleep(read_s)
-    return Ending.LOST, f"the stream ended after {len(got)} tokens without an end message"
+    return Answer(Ending.LOST, f"the stream ended after {len(got)} tokens without an end message")
 
 
 def _wrong(got: list[int], question: Question) -> int:
