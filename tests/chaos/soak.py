@@ -4,28 +4,36 @@
 """
 
 import asyncio
+import os
 import random
+import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import grpc
 import psutil
 import typer
 
 from baton.engine.simulated.spec import load_spec
 from baton.engine.simulated.tokens import answer
+from baton.local.child import ChildSpec, start_child
 from baton.local.roles import Role
 from baton.models import DEFAULT_MODEL
 from baton.telemetry.names import LOOP_STALL
+from baton.v1 import router_pb2, router_pb2_grpc
 from bench.drive import percentiles_ms
 from bench.report import emit, note
-from tests.chaos.fleet import Fleet
+from tests.chaos.fleet import START_TIMEOUT_S, Fleet
 from tests.chaos.observer import Leaks, look
 from tests.chaos.questions import make_questions
 from tests.chaos.traffic import Ending, Question, Tally, Traffic
 from tests.support.otlp import OtlpReceiver
+from tests.support.waiting import eventually
 
 _WARM_UP_SHARE = 0.2
 """Memory is compared between the end of this part of the run and the end of all of it."""
@@ -35,9 +43,13 @@ _MOST = {"rss_growth_mb": 32.0, "fd_growth": 32.0, "errors": 0.0}
 
 _SAMPLE_EVERY_S = 5.0
 _QUIET_LIMIT_S = 20.0
-_COUNTS = {Role.ADMISSION: 1, Role.ROUTER: 1, Role.PREFILL: 1, Role.DECODE: 2}
+_FRONT = {Role.ADMISSION: 1, Role.ROUTER: 1}
+_COUNTS = {**_FRONT, Role.PREFILL: 1, Role.DECODE: 2}
+_START_OVER_S = 10.0
 _SIMULATED_PROMPTS = (32, 128, 512, 1024)
-_SIMULATED_ANSWER = 400
+_SIMULATED_ANSWER = 100
+_SIMULATED_WORKERS = {"--prefill": "2", "--decode": "6", "--kv-mib": "1024", "--step-ms": "150"}
+"""Six workers stream to 256 each at most; 1,000 streams are 6,700 tokens a second."""
 
 
 @dataclass(slots=True)
@@ -47,12 +59,12 @@ class Growth:
     rss_bytes: dict[str, list[int]] = field(default_factory=dict)
     descriptors: dict[str, list[int]] = field(default_factory=dict)
 
-    def sample(self, fleet: Fleet) -> None:
+    def sample(self, pids: dict[str, int]) -> None:
         """Looks at every process once."""
-        for member in fleet.members.values():
-            process = psutil.Process(member.pid)
-            self.rss_bytes.setdefault(member.name, []).append(process.memory_info().rss)
-            self.descriptors.setdefault(member.name, []).append(process.num_fds())
+        for name, pid in pids.items():
+            process = psutil.Process(pid)
+            self.rss_bytes.setdefault(name, []).append(process.memory_info().rss)
+            self.descriptors.setdefault(name, []).append(process.num_fds())
 
     def rss(self) -> dict[str, int]:
         """Returns by how many bytes each process grew since its warm-up."""
@@ -141,11 +153,12 @@ async def _run(
         "BATON_ENGINE__KIND": load.engine,
         "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
     }
-    async with Fleet(run_dir, environ, _COUNTS) as fleet:
+    counts = _COUNTS if load.engine == "torch" else _FRONT
+    async with Fleet(run_dir, environ, counts) as fleet, _workers(load, fleet) as pids:
         addresses = [router.address for router in fleet.of(Role.ROUTER)]
         traffic = Traffic(addresses, _questions(load), random.Random(load.seed), tally)
-        traffic.start(load.streams)
-        await _sample_for(load.seconds, fleet, growth, tally)
+        traffic.start(load.streams, min(_START_OVER_S, load.seconds / 4))
+        await _sample_for(load.seconds, pids, growth, tally)
         await traffic.stop()
         return await _settle(fleet)
 
@@ -180,11 +193,39 @@ def _questions(load: Load) -> list[Question]:
     return found
 
 
-async def _sample_for(seconds: float, fleet: Fleet, growth: Growth, tally: Tally) -> None:
+@asynccontextmanager
+async def _workers(load: Load, fleet: Fleet) -> AsyncIterator[dict[str, int]]:
+    """Yields every process by name; simulated workers are one process beside the fleet's."""
+    pids = {member.name: member.pid for member in fleet.members.values()}
+    if load.engine == "torch":
+        yield pids
+        return
+    redis = f"redis://{fleet.members['redis'].address}/0"
+    options = [word for option in _SIMULATED_WORKERS.items() for word in option]
+    command = (sys.executable, "-m", "bench.fleet", "--redis-url", redis, *options)
+    log = fleet.run_dir / "workers.log"
+    workers = await start_child(ChildSpec("workers", command, dict(os.environ), log))
+    try:
+        await eventually(lambda: _sees_all_workers(fleet), START_TIMEOUT_S)
+        yield {**pids, "workers": workers.pid}
+    finally:
+        workers.kill()
+        await workers.wait()
+
+
+async def _sees_all_workers(fleet: Fleet) -> bool:
+    wanted = int(_SIMULATED_WORKERS["--prefill"]) + int(_SIMULATED_WORKERS["--decode"])
+    async with grpc.aio.insecure_channel(fleet.of(Role.ROUTER)[0].address) as channel:
+        stub = router_pb2_grpc.RouterServiceStub(channel)
+        answer = await stub.GetFleet(router_pb2.GetFleetRequest(), timeout=5)
+    return sum(worker.HasField("stats") for worker in answer.workers) >= wanted
+
+
+async def _sample_for(seconds: float, pids: dict[str, int], growth: Growth, tally: Tally) -> None:
     ends_s = time.monotonic() + seconds
     while (left_s := ends_s - time.monotonic()) > 0:
         await asyncio.sleep(min(_SAMPLE_EVERY_S, left_s))
-        growth.sample(fleet)
+        growth.sample(pids)
         note(f"{left_s:6.0f} s left, {tally.requests} requests ended {dict(tally.errors)}")
 
 

@@ -102,10 +102,12 @@ class Traffic:
         self._stopping = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
-    def start(self, clients: int) -> None:
-        """Begins to ask."""
+    def start(self, clients: int, over_s: float = 0.0) -> None:
+        """Begins to ask, one client after the other until `over_s` from now."""
         self._stopping.clear()
-        self._loops = [asyncio.create_task(self._client()) for _ in range(clients)]
+        self._loops = [
+            asyncio.create_task(self._client(over_s * at / clients)) for at in range(clients)
+        ]
 
     async def stop(self) -> None:
         """Asks nothing new and returns when every request under way ended."""
@@ -122,8 +124,9 @@ class Traffic:
                 return False
         return True
 
-    async def _client(self) -> None:
+    async def _client(self, after_s: float) -> None:
         rng = random.Random(self._rng.random())
+        await asyncio.sleep(after_s)
         async with AsyncExitStack() as stack:
             channels = [
                 await stack.enter_async_context(grpc.aio.insecure_channel(address))
