@@ -25,7 +25,9 @@ def main(
     routers: Annotated[int, typer.Option(min=1, help="Routers, and admission services.")] = 1,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Keep each round in this file, leave out those that it has."),
+        typer.Option(
+            help="Keep each round in this file; leave out those that it has and that held."
+        ),
     ] = None,
     record: Annotated[bool, typer.Option(help="Keep the report in bench/results.")] = False,
 ) -> None:
@@ -34,7 +36,7 @@ def main(
     The report is about every round in the file of --resume, whatever its seed.
     """
     before = read_rounds(resume) if resume else []
-    done = {it.number for it in before if it.seed == seed}
+    done = {it.number for it in before if it.seed == seed and not it.broken}
     numbers = [number for number in range(rounds) if number not in done]
     after = asyncio.run(_run(numbers, seed, resume, routers, hosts)) if numbers else []
     report = Report([*before, *after])
@@ -65,7 +67,7 @@ def _line(it: Round) -> str:
     words = f"{hit}: {asked} requests, whole after {it.recovery_s:.2f} s"
     if it.waited_for:
         words += f" (waited for: {it.waited_for})"
-    words += f", took {it.took_s:.1f} s"
+    words += f", took {it.took_s:.1f} s, starved {it.starved}"
     return "\n".join((f"{it.number + 1:4d} {words}", *(f"  {line}" for line in it.broken)))
 
 

@@ -15,7 +15,7 @@ from bench.report import commit
 from tests.chaos.faults import Fault, any_fault
 from tests.chaos.fleet import Fleet
 from tests.chaos.hosts import Hosts
-from tests.chaos.observer import Leaks, look
+from tests.chaos.observer import Leaks, cpu_times, look, starved_share
 from tests.chaos.report import Round
 from tests.chaos.traffic import Question, Tally, Traffic
 
@@ -63,7 +63,7 @@ async def run_campaign(
 async def _round(
     fleet: Fleet, rng: random.Random, questions: list[Question], plan: tuple[int, int, str]
 ) -> Round:
-    began_s = time.monotonic()
+    began_s, cpu = time.monotonic(), cpu_times(fleet)
     faults = [any_fault(fleet, rng)]
     if rng.random() < _BOTH_SHARE:
         faults.append(any_fault(fleet, rng))
@@ -88,6 +88,7 @@ async def _round(
         (*recovery.broken, *_held_lines(leaks), *tally.details),
         recovery.waited_for,
         len(addresses),
+        round(starved_share(cpu, cpu_times(fleet)), 3),
     )
 
 

@@ -1,7 +1,9 @@
 """Looks into every process from outside and counts what nobody should hold any more."""
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import grpc
 
@@ -28,6 +30,39 @@ class Leaks:
 
     def __bool__(self) -> bool:
         return bool(self.blocks or self.permits or self.credits or self.requests)
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTime:
+    """What one process's threads got of the machine so far, and how long they waited for it."""
+
+    run_s: float = 0.0
+    wait_s: float = 0.0
+
+
+def cpu_times(fleet: Fleet) -> dict[int, CpuTime]:
+    """Returns the times of each process by its id; Linux keeps them."""
+    times = {}
+    for member in fleet.members.values():
+        threads = Path(f"/proc/{member.pid}/task")
+        run_ns = wait_ns = 0
+        for file in threads.glob("*/schedstat") if member.pid else ():
+            with suppress(OSError):  # the thread may have ended
+                run, wait, _ = file.read_text().split()
+                run_ns, wait_ns = run_ns + int(run), wait_ns + int(wait)
+        times[member.pid] = CpuTime(run_ns / 1e9, wait_ns / 1e9)
+    return times
+
+
+def starved_share(before: dict[int, CpuTime], after: dict[int, CpuTime]) -> float:
+    """Returns which part of the time in which processes wanted a core they waited for one.
+
+    Only lives that saw both moments count. On an idle machine it is near zero.
+    """
+    lived = before.keys() & after.keys()
+    run_s = sum(after[pid].run_s - before[pid].run_s for pid in lived)
+    wait_s = sum(after[pid].wait_s - before[pid].wait_s for pid in lived)
+    return wait_s / (run_s + wait_s) if run_s + wait_s > 0 else 0.0
 
 
 async def look(fleet: Fleet) -> Leaks:

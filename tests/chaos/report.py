@@ -18,6 +18,7 @@ class Round:
 
     `waited_for` is what the mesh lacked last before it was whole again. `leaked` counts what was
     still held long after the last request; `broken` has a line for each promise not kept.
+    `starved` is the part of the time that processes waited for a core while they wanted one.
     """
 
     seed: int
@@ -33,6 +34,7 @@ class Round:
     broken: tuple[str, ...]
     waited_for: str = ""
     routers: int = 1
+    starved: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class Report:
     def broken(self) -> list[str]:
         """Returns a line for each promise that was not kept, with the round that shows it."""
         return [
-            f"seed {it.seed} round {it.number + 1}: {line}"
+            f"seed {it.seed} round {it.number + 1} (starved {it.starved}): {line}"
             for it in self.rounds
             for line in it.broken
         ]
@@ -88,6 +90,7 @@ class Report:
                     "faults": [*map(" of ".join, zip(it.faults, it.victims, strict=True))],
                     "recovery_s": it.recovery_s,
                     "waited_for": it.waited_for,
+                    "starved": it.starved,
                 }
                 for it in slowest
             ],

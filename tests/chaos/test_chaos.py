@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.campaign import run_campaign
+from tests.chaos.observer import CpuTime, starved_share
 from tests.chaos.proxy import FaultyProxy, Network
 from tests.chaos.questions import make_questions
 from tests.chaos.report import Report, Round, append_round, read_rounds
@@ -82,6 +83,13 @@ def test_a_campaign_goes_on_where_its_file_ends(tmp_path: Path) -> None:
     assert figures["requests"] == 16
     assert figures["lost_requests"] == 2
     assert figures["leaked_blocks"] == 4
+
+
+def test_processes_that_waited_for_a_core_were_starved() -> None:
+    before = {1: CpuTime(1.0, 1.0), 2: CpuTime(5.0, 5.0)}
+    after = {1: CpuTime(2.0, 4.0), 3: CpuTime(9.0, 0.0)}
+    assert starved_share(before, after) == 0.75
+    assert starved_share({}, after) == 0.0
 
 
 @pytest.mark.e2e
