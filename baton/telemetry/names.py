@@ -274,7 +274,7 @@ ATTRIBUTES: dict[str, str] = {
     ATTR_KV_BLOCKS: "KV blocks moved for the request.",
     ATTR_MIGRATIONS: "Times the stream moved to another decode worker.",
     ATTR_POLICY: "The policy that decided; `baton.policy.*` are the numbers of the split decision.",
-    ATTR_ADMISSION_VERDICT: "granted, queued or fail_open.",
+    ATTR_ADMISSION_VERDICT: "granted, queued, ahead (started before the answer) or fail_open.",
     ATTR_PREDICTED_TTFT_S: "Predicted seconds from the placement to the first token.",
     ATTR_PREDICTED_TPOT_S: "Predicted seconds per output token.",
     f"{PREDICTED_PART_PREFIX}<part>_s": "Parts of the prediction: wait, prefill, transfer, admit.",

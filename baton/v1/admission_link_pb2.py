@@ -26,7 +26,7 @@ from baton.v1 import link_pb2 as baton_dot_v1_dot_link__pb2
 from baton.v1 import types_pb2 as baton_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x61ton/v1/admission_link.proto\x12\x08\x62\x61ton.v1\x1a\x13\x62\x61ton/v1/link.proto\x1a\x14\x62\x61ton/v1/types.proto\"K\n\x1b\x41\x64missionServiceLinkRequest\x12,\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1a.baton.v1.AdmissionCommand\"H\n\x1c\x41\x64missionServiceLinkResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.baton.v1.AdmissionEvent\"\xbc\x02\n\x10\x41\x64missionCommand\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.baton.v1.LinkContext\x12)\n\x05start\x18\x03 \x01(\x0b\x32\x18.baton.v1.AdmissionStartH\x00\x12\x36\n\x0cprefill_done\x18\x04 \x01(\x0b\x32\x1e.baton.v1.AdmissionPrefillDoneH\x00\x12&\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x14.baton.v1.LinkCancelH\x00\x12&\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x14.baton.v1.LinkCreditH\x00\x12/\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x1b.baton.v1.AdmissionFinishedH\x00\x42\t\n\x07\x63ommand\"\xee\x01\n\x0e\x41\x64missionStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12$\n\x08priority\x18\x03 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x17\n\x0funcached_tokens\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x17\n\nttft_slo_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\ntpot_slo_s\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\r\n\x0b_ttft_slo_sB\r\n\x0b_tpot_slo_s\"\x16\n\x14\x41\x64missionPrefillDone\"*\n\x11\x41\x64missionFinished\x12\x15\n\routput_tokens\x18\x01 \x01(\r\"\xaa\x01\n\x0e\x41\x64missionEvent\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12+\n\x06queued\x18\x02 \x01(\x0b\x32\x19.baton.v1.AdmissionQueuedH\x00\x12-\n\x07granted\x18\x03 \x01(\x0b\x32\x1a.baton.v1.AdmissionGrantedH\x00\x12 \n\x03\x65nd\x18\x04 \x01(\x0b\x32\x11.baton.v1.LinkEndH\x00\x42\x07\n\x05\x65vent\"#\n\x0f\x41\x64missionQueued\x12\x10\n\x08position\x18\x01 \x01(\r\"\xe9\x01\n\x10\x41\x64missionGranted\x12\x10\n\x08waited_s\x18\x01 \x01(\x01\x12\x18\n\x10predicted_ttft_s\x18\x02 \x01(\x01\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0c\x64\x65gradations\x18\x04 \x03(\t\x12\x1d\n\x15prefers_local_prefill\x18\x05 \x01(\x08\x12\x34\n\x13scheduling_priority\x18\x06 \x01(\x0e\x32\x12.baton.v1.PriorityH\x01\x88\x01\x01\x42\r\n\x0b_max_tokensB\x16\n\x14_scheduling_priorityb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x61ton/v1/admission_link.proto\x12\x08\x62\x61ton.v1\x1a\x13\x62\x61ton/v1/link.proto\x1a\x14\x62\x61ton/v1/types.proto\"K\n\x1b\x41\x64missionServiceLinkRequest\x12,\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1a.baton.v1.AdmissionCommand\"H\n\x1c\x41\x64missionServiceLinkResponse\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.baton.v1.AdmissionEvent\"\xbc\x02\n\x10\x41\x64missionCommand\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12&\n\x07\x63ontext\x18\x02 \x01(\x0b\x32\x15.baton.v1.LinkContext\x12)\n\x05start\x18\x03 \x01(\x0b\x32\x18.baton.v1.AdmissionStartH\x00\x12\x36\n\x0cprefill_done\x18\x04 \x01(\x0b\x32\x1e.baton.v1.AdmissionPrefillDoneH\x00\x12&\n\x06\x63\x61ncel\x18\x05 \x01(\x0b\x32\x14.baton.v1.LinkCancelH\x00\x12&\n\x06\x63redit\x18\x06 \x01(\x0b\x32\x14.baton.v1.LinkCreditH\x00\x12/\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x1b.baton.v1.AdmissionFinishedH\x00\x42\t\n\x07\x63ommand\"\x83\x02\n\x0e\x41\x64missionStart\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12$\n\x08priority\x18\x03 \x01(\x0e\x32\x12.baton.v1.Priority\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x17\n\x0funcached_tokens\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x17\n\nttft_slo_s\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x17\n\ntpot_slo_s\x18\x08 \x01(\x01H\x01\x88\x01\x01\x12\x13\n\x0bhas_started\x18\t \x01(\x08\x42\r\n\x0b_ttft_slo_sB\r\n\x0b_tpot_slo_s\"\x16\n\x14\x41\x64missionPrefillDone\"*\n\x11\x41\x64missionFinished\x12\x15\n\routput_tokens\x18\x01 \x01(\r\"\xaa\x01\n\x0e\x41\x64missionEvent\x12\x11\n\tstream_id\x18\x01 \x01(\x04\x12+\n\x06queued\x18\x02 \x01(\x0b\x32\x19.baton.v1.AdmissionQueuedH\x00\x12-\n\x07granted\x18\x03 \x01(\x0b\x32\x1a.baton.v1.AdmissionGrantedH\x00\x12 \n\x03\x65nd\x18\x04 \x01(\x0b\x32\x11.baton.v1.LinkEndH\x00\x42\x07\n\x05\x65vent\"#\n\x0f\x41\x64missionQueued\x12\x10\n\x08position\x18\x01 \x01(\r\"\xf8\x01\n\x10\x41\x64missionGranted\x12\x10\n\x08waited_s\x18\x01 \x01(\x01\x12\x18\n\x10predicted_ttft_s\x18\x02 \x01(\x01\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x14\n\x0c\x64\x65gradations\x18\x04 \x03(\t\x12\x1d\n\x15prefers_local_prefill\x18\x05 \x01(\x08\x12\x34\n\x13scheduling_priority\x18\x06 \x01(\x0e\x32\x12.baton.v1.PriorityH\x01\x88\x01\x01\x12\r\n\x05\x61head\x18\x07 \x01(\rB\r\n\x0b_max_tokensB\x16\n\x14_scheduling_priorityb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,15 +40,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMISSIONCOMMAND']._serialized_start=238
   _globals['_ADMISSIONCOMMAND']._serialized_end=554
   _globals['_ADMISSIONSTART']._serialized_start=557
-  _globals['_ADMISSIONSTART']._serialized_end=795
-  _globals['_ADMISSIONPREFILLDONE']._serialized_start=797
-  _globals['_ADMISSIONPREFILLDONE']._serialized_end=819
-  _globals['_ADMISSIONFINISHED']._serialized_start=821
-  _globals['_ADMISSIONFINISHED']._serialized_end=863
-  _globals['_ADMISSIONEVENT']._serialized_start=866
-  _globals['_ADMISSIONEVENT']._serialized_end=1036
-  _globals['_ADMISSIONQUEUED']._serialized_start=1038
-  _globals['_ADMISSIONQUEUED']._serialized_end=1073
-  _globals['_ADMISSIONGRANTED']._serialized_start=1076
-  _globals['_ADMISSIONGRANTED']._serialized_end=1309
+  _globals['_ADMISSIONSTART']._serialized_end=816
+  _globals['_ADMISSIONPREFILLDONE']._serialized_start=818
+  _globals['_ADMISSIONPREFILLDONE']._serialized_end=840
+  _globals['_ADMISSIONFINISHED']._serialized_start=842
+  _globals['_ADMISSIONFINISHED']._serialized_end=884
+  _globals['_ADMISSIONEVENT']._serialized_start=887
+  _globals['_ADMISSIONEVENT']._serialized_end=1057
+  _globals['_ADMISSIONQUEUED']._serialized_start=1059
+  _globals['_ADMISSIONQUEUED']._serialized_end=1094
+  _globals['_ADMISSIONGRANTED']._serialized_start=1097
+  _globals['_ADMISSIONGRANTED']._serialized_end=1345
 # @@protoc_insertion_point(module_scope)

@@ -144,6 +144,7 @@ class AdmissionStart(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _builtins.int
     TTFT_SLO_S_FIELD_NUMBER: _builtins.int
     TPOT_SLO_S_FIELD_NUMBER: _builtins.int
+    HAS_STARTED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The request's name."""
     tenant: _builtins.str
@@ -160,6 +161,8 @@ class AdmissionStart(_message.Message):
     """Its own TTFT target in seconds; unset takes the fleet's."""
     tpot_slo_s: _builtins.float
     """Its own TPOT target in seconds; unset takes the fleet's."""
+    has_started: _builtins.bool
+    """It runs already, as the last grant of its kind allowed; admission counts it and never refuses."""
     def __init__(
         self,
         *,
@@ -171,10 +174,11 @@ class AdmissionStart(_message.Message):
         max_tokens: _builtins.int = ...,
         ttft_slo_s: _builtins.float | None = ...,
         tpot_slo_s: _builtins.float | None = ...,
+        has_started: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_tpot_slo_s", b"_tpot_slo_s", "_ttft_slo_s", b"_ttft_slo_s", "tpot_slo_s", b"tpot_slo_s", "ttft_slo_s", b"ttft_slo_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_slo_s", b"_tpot_slo_s", "_ttft_slo_s", b"_ttft_slo_s", "max_tokens", b"max_tokens", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "tenant", b"tenant", "tpot_slo_s", b"tpot_slo_s", "ttft_slo_s", b"ttft_slo_s", "uncached_tokens", b"uncached_tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tpot_slo_s", b"_tpot_slo_s", "_ttft_slo_s", b"_ttft_slo_s", "has_started", b"has_started", "max_tokens", b"max_tokens", "priority", b"priority", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "tenant", b"tenant", "tpot_slo_s", b"tpot_slo_s", "ttft_slo_s", b"ttft_slo_s", "uncached_tokens", b"uncached_tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__tpot_slo_s: _TypeAlias = _typing.Literal["tpot_slo_s"]  # noqa: Y015
     _WhichOneofArgType__tpot_slo_s: _TypeAlias = _typing.Literal["_tpot_slo_s", b"_tpot_slo_s"]  # noqa: Y015
@@ -302,6 +306,7 @@ class AdmissionGranted(_message.Message):
     DEGRADATIONS_FIELD_NUMBER: _builtins.int
     PREFERS_LOCAL_PREFILL_FIELD_NUMBER: _builtins.int
     SCHEDULING_PRIORITY_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     waited_s: _builtins.float
     """Seconds it waited."""
     predicted_ttft_s: _builtins.float
@@ -312,6 +317,10 @@ class AdmissionGranted(_message.Message):
     """Its prompt should be computed on the decode worker."""
     scheduling_priority: _types_pb2.Priority.ValueType
     """The priority it has on the workers instead of its own; unset keeps its own."""
+    ahead: _builtins.int
+    """Prompts of this kind, no longer than this one, that the router may have computed at once without
+    waiting for a grant, for a second; 0 where it has to ask.
+    """
     @_builtins.property
     def degradations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the degradations applied."""
@@ -325,10 +334,11 @@ class AdmissionGranted(_message.Message):
         degradations: _abc.Iterable[_builtins.str] | None = ...,
         prefers_local_prefill: _builtins.bool = ...,
         scheduling_priority: _types_pb2.Priority.ValueType | None = ...,
+        ahead: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_scheduling_priority", b"_scheduling_priority", "max_tokens", b"max_tokens", "scheduling_priority", b"scheduling_priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_scheduling_priority", b"_scheduling_priority", "degradations", b"degradations", "max_tokens", b"max_tokens", "predicted_ttft_s", b"predicted_ttft_s", "prefers_local_prefill", b"prefers_local_prefill", "scheduling_priority", b"scheduling_priority", "waited_s", b"waited_s"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_scheduling_priority", b"_scheduling_priority", "ahead", b"ahead", "degradations", b"degradations", "max_tokens", b"max_tokens", "predicted_ttft_s", b"predicted_ttft_s", "prefers_local_prefill", b"prefers_local_prefill", "scheduling_priority", b"scheduling_priority", "waited_s", b"waited_s"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015

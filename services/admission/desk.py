@@ -48,13 +48,15 @@ OnWait = Callable[[int], Awaitable[None]]
 class Grant:
     """A permit in somebody's hands; `waited_s` is how long it took.
 
-    `output_tokens` is set by whoever learns that the answer ended by itself.
+    `ahead` as of Door.ahead at that moment. `output_tokens` is set by whoever learns that the
+    answer ended by itself.
     """
 
     permit: Permit
     waited_s: float
     predicted_ttft_s: float = 0.0
     degradation: Degradation = UNDEGRADED
+    ahead: int = 0
     output_tokens: int | None = None
 
 
@@ -135,21 +137,23 @@ class PermitDesk:
         Raises OverloadedError when rejected, at once or from the queue, and UnavailableError
         (NO_WORKER) when there is no decode worker, or the last one left meanwhile.
         """
+        grant = await self._grant(request, on_wait)
+        grant.ahead = self.door.ahead()
+        try:
+            yield grant
+        finally:
+            self._release(grant.permit, grant.output_tokens)
+
+    async def _grant(self, request: PermitRequest, on_wait: OnWait) -> Grant:
         arrived_s = self._clock()
+        if request.has_started:
+            return Grant(self.door.take_in(arrived_s, request), 0.0)
         answer = self.door.arrive(arrived_s, request)
         if isinstance(answer, Turned):
             raise rejection(answer)
         called = await self._wait_turn(answer, on_wait)
-        grant = Grant(
-            called.permit,
-            self._clock() - arrived_s,
-            answer.predicted_ttft_s,
-            called.degradation,
-        )
-        try:
-            yield grant
-        finally:
-            self._release(called.permit, grant.output_tokens)
+        waited_s = self._clock() - arrived_s
+        return Grant(called.permit, waited_s, answer.predicted_ttft_s, called.degradation)
 
     def prefill_done(self, grant: Grant) -> None:
         """Notes that the permit's prompt is computed."""

@@ -152,6 +152,29 @@ class Door:
         self.tenants.enter(request.tenant)
         return waiter
 
+    def take_in(self, now_s: float, request: PermitRequest) -> Permit:
+        """Counts a request that runs already, as `ahead` allowed."""
+        permit = self.ledger.grant(request, now_s)
+        self._work[request.priority].add(now_s, permit.work_s)
+        self.tenants.enter(request.tenant)
+        return permit
+
+    def ahead(self) -> int:
+        """Returns how many prompts a router may have computed at once without asking first.
+
+        As many as the workers compute, while asking would change nothing: nobody waits, no tenant
+        is limited, no class is degraded, and the permits are at most half of what there may be.
+        """
+        ledger, workers = self.ledger, self.ledger.pools.computing_workers
+        if len(self.room) or self.tenants.limits_anybody:
+            return 0
+        if self._ladder is not None and not self._ladder.is_down:
+            return 0
+        if ledger.quota is not None and ledger.quota - ledger.permits < workers:
+            return 0
+        running = ledger.permits + ledger.elsewhere.prefilling + ledger.elsewhere.decoding
+        return workers if 2 * running <= ledger.pools.decode.capacity else 0
+
     def bound(self, load: MeshLoad) -> int:
         """Returns how many of one class may wait: as many as the decode pool runs at once, or as
         the workers compute within a target. With fewer it would refuse whom targets let in."""

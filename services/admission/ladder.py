@@ -77,6 +77,11 @@ class Ladder:
         """Returns how many steps a class has taken."""
         return self._rungs[priority].level
 
+    @property
+    def is_down(self) -> bool:
+        """True while no class is degraded."""
+        return not any(rung.level for rung in self._rungs.values())
+
     def degrade(
         self, now_s: float, priority: Priority, load: float, max_tokens: int, usual_tokens: int
     ) -> Degradation:

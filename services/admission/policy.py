@@ -28,7 +28,8 @@ DECLARED_COSTS = CostModel()
 class PermitRequest:
     """A request that asks to enter. Targets of its own are in seconds; None takes the fleet's.
 
-    `deadline_s` is the client's, at admission's clock; None without one.
+    `deadline_s` is the client's, at admission's clock; None without one. What `has_started` is let
+    in whatever the load: a grant before it said so.
     """
 
     request_id: str
@@ -40,6 +41,7 @@ class PermitRequest:
     ttft_slo_s: float | None = None
     tpot_slo_s: float | None = None
     deadline_s: float | None = None
+    has_started: bool = False
 
 
 class Streams(NamedTuple):

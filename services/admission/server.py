@@ -106,6 +106,7 @@ def _granted(grant: Grant) -> admission_link_pb2.AdmissionEvent:
         max_tokens=given.max_tokens,
         degradations=given.names,
         prefers_local_prefill=given.prefers_local_prefill,
+        ahead=grant.ahead,
     )
     if given.priority is not None:
         granted.scheduling_priority = types_pb2.Priority.ValueType(given.priority)
@@ -132,6 +133,7 @@ def _to_request(call: Call) -> PermitRequest:
         ttft_slo_s=start.ttft_slo_s if start.HasField("ttft_slo_s") else None,
         tpot_slo_s=start.tpot_slo_s if start.HasField("tpot_slo_s") else None,
         deadline_s=call.deadline_s,
+        has_started=start.has_started,
     )
 
 

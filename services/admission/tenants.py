@@ -39,6 +39,10 @@ class TenantGate:
     def __init__(self, limits: Mapping[str, TenantLimit]) -> None:
         self._limits = limits
         self._default = limits.get(DEFAULT_TENANT, UNLIMITED)
+        self._limits_anybody = any(
+            limit.requests_per_s is not None or limit.concurrent is not None
+            for limit in limits.values()
+        )
         self._buckets: dict[str, _Bucket] = {}
         self.inside: Counter[str] = Counter()
         self.elsewhere: Mapping[str, int] = {}
@@ -51,6 +55,11 @@ class TenantGate:
     def weight_of(self, tenant: str) -> float:
         """Returns a tenant's share relative to others."""
         return self.limit_of(tenant).weight
+
+    @property
+    def limits_anybody(self) -> bool:
+        """True where some tenant has a rate or a number of requests to keep to."""
+        return self._limits_anybody
 
     def check(self, now_s: float, tenant: str, stay_s: float) -> Reject | None:
         """Returns why a request may not come in now; else takes one from the tenant's rate.

@@ -5,9 +5,10 @@ import itertools
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from baton.errors import BatonError, CancelledByPeerError, UnavailableError
@@ -18,12 +19,14 @@ from baton.state.fleet import FleetView
 from baton.state.members import WorkerView
 from baton.state.records import WorkerRole
 from baton.v1 import admission_link_pb2, types_pb2
+from services.router.ahead import Allowances
 
 logger = logging.getLogger(__name__)
 
 ANSWER_TIMEOUT_S = 2.0
 """Admission answers at once, if only that the request waits; a silent one is taken for dead."""
 
+AHEAD = "ahead"
 FAIL_OPEN = "fail_open"
 GRANTED = "granted"
 QUEUED = "queued"
@@ -47,12 +50,21 @@ class PermitNeed:
     tpot_slo_s: float | None
 
 
+def _nothing() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True)
 class HeldPermit:
-    """The right to run. `verdict` is "granted", "queued" or, without admission, "fail_open"."""
+    """The right to run.
+
+    `verdict` is "granted", "queued", "ahead" for what started before it was answered or, without
+    admission, "fail_open". `computed` is to be called when the prompt is.
+    """
 
     verdict: str
     call: AdmissionCall | None = None
+    computed: Callable[[], None] = _nothing
     max_tokens: int | None = None
     degradations: tuple[str, ...] = ()
     prefers_local_prefill: bool = False
@@ -60,6 +72,7 @@ class HeldPermit:
 
     def prefill_done(self) -> None:
         """Tells admission that the prompt is computed."""
+        self.computed()
         if self.call is not None:
             done = admission_link_pb2.AdmissionPrefillDone()
             self.call.send(admission_link_pb2.AdmissionCommand(prefill_done=done), LONGEST_S)
@@ -88,6 +101,7 @@ class PermitClient:
         self._links = links
         self._closed = frozenset(closed)
         self._turn = itertools.count()
+        self._allowances = Allowances()
         self.failed_open: Counter[Priority] = Counter()
         self.failed_closed: Counter[Priority] = Counter()
 
@@ -110,6 +124,7 @@ class PermitClient:
         try:
             yield held
         finally:
+            held.computed()
             if held.call is not None:
                 held.call.request_cancel(LONGEST_S)
 
@@ -117,14 +132,23 @@ class PermitClient:
         self, need: PermitNeed, deadline_s: float | None, traceparent: str
     ) -> HeldPermit:
         for view in self._in_turn():
-            command = admission_link_pb2.AdmissionCommand(start=_start(need))
+            service = view.record.address
+            has_started = self._may_start(service, need)
+            command = admission_link_pb2.AdmissionCommand(start=_start(need, has_started))
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
-            link = self._links.link(view.record.address)
-            verdict = _Verdict()
-            call = link.open(command, timeout_s=left_s, traceparent=traceparent, receiver=verdict)
+            verdict = _Verdict(
+                partial(self._allowances.take, service, need.priority, need.uncached_tokens)
+            )
+            call = self._links.link(service).open(
+                command, timeout_s=left_s, traceparent=traceparent, receiver=verdict
+            )
+            if has_started:
+                verdict.expect_nothing()
+                return HeldPermit(AHEAD, call, self._computing(service, call))
             held = None
             try:
-                held = _held(call, await verdict.granted, verdict.name)
+                granted = await verdict.granted
+                held = _held(call, granted, verdict.name, self._computing(service, call))
             except (UnavailableError, CancelledByPeerError) as error:
                 if not _is_gone(error):
                     raise
@@ -146,6 +170,21 @@ class PermitClient:
         self.failed_open[need.priority] += 1
         return HeldPermit(FAIL_OPEN)
 
+    def _may_start(self, service: str, need: PermitNeed) -> bool:
+        """Tells whether the request may start before it is answered.
+
+        Not one with targets of its own, nor of a class that runs with a permit or not at all.
+        """
+        if need.ttft_slo_s is not None or need.tpot_slo_s is not None:
+            return False
+        if need.priority in self._closed:
+            return False
+        return self._allowances.allows(service, need.priority, need.uncached_tokens)
+
+    def _computing(self, service: str, call: AdmissionCall) -> Callable[[], None]:
+        self._allowances.begin(service, call)
+        return partial(self._allowances.end, service, call)
+
     def _in_turn(self) -> Sequence[WorkerView]:
         """Returns the admission services, another one first each time: they share the limits."""
         views = self._fleet.workers(WorkerRole.ADMISSION)
@@ -157,12 +196,14 @@ class _Verdict:
     """Receives what admission says; see baton.rpc.link.Receiver.
 
     `granted` fails with what admission refuses with, and with UnavailableError (PEER_SILENT) when
-    nothing comes at first; `silence` is the timer of that.
+    nothing comes at first; `silence` is the timer of that. `allow` takes how many prompts like this
+    one may start ahead.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allow: Callable[[int], None]) -> None:
         loop = asyncio.get_running_loop()
         self.name = GRANTED
+        self._allow = allow
         self.granted: asyncio.Future[admission_link_pb2.AdmissionGranted] = loop.create_future()
         self.silence = loop.call_later(ANSWER_TIMEOUT_S, self._hear_nothing)
 
@@ -170,8 +211,15 @@ class _Verdict:
         self.silence.cancel()
         if kind == QUEUED:
             self.name = QUEUED
-        elif kind == GRANTED and not self.granted.done():
-            self.granted.set_result(event.granted)
+        elif kind == GRANTED:
+            self._allow(event.granted.ahead)
+            if not self.granted.done():
+                self.granted.set_result(event.granted)
+
+    def expect_nothing(self) -> None:
+        """Whatever comes changes nothing for the request any more."""
+        self.silence.cancel()
+        self.granted.cancel()
 
     def end(self, error: BatonError | None) -> None:
         self._fail(error or UnavailableError("admission ended the request", reason="PEER_LOST"))
@@ -185,11 +233,15 @@ class _Verdict:
 
 
 def _held(
-    call: AdmissionCall, granted: admission_link_pb2.AdmissionGranted, verdict: str
+    call: AdmissionCall,
+    granted: admission_link_pb2.AdmissionGranted,
+    verdict: str,
+    computed: Callable[[], None],
 ) -> HeldPermit:
     return HeldPermit(
         verdict=verdict,
         call=call,
+        computed=computed,
         max_tokens=granted.max_tokens if granted.HasField("max_tokens") else None,
         degradations=tuple(granted.degradations),
         prefers_local_prefill=granted.prefers_local_prefill,
@@ -204,7 +256,7 @@ def _is_gone(error: BatonError) -> bool:
     return isinstance(error, CancelledByPeerError) or error.reason in ("PEER_LOST", "PEER_SILENT")
 
 
-def _start(need: PermitNeed) -> admission_link_pb2.AdmissionStart:
+def _start(need: PermitNeed, has_started: bool) -> admission_link_pb2.AdmissionStart:
     return admission_link_pb2.AdmissionStart(
         request_id=need.request_id,
         tenant=need.tenant,
@@ -214,4 +266,5 @@ def _start(need: PermitNeed) -> admission_link_pb2.AdmissionStart:
         max_tokens=need.max_tokens,
         ttft_slo_s=need.ttft_slo_s,
         tpot_slo_s=need.tpot_slo_s,
+        has_started=has_started,
     )

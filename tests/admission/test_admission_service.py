@@ -37,9 +37,18 @@ async def admission(
         yield plane, app, link
 
 
-def ask(link: AdmissionLink, priority: Priority = Priority.NORMAL, **more: Any) -> Call:
+def ask(
+    link: AdmissionLink,
+    priority: Priority = Priority.NORMAL,
+    *,
+    has_started: bool = False,
+    **more: Any,
+) -> Call:
     start = frames.AdmissionStart(
-        request_id="r", priority=types_pb2.Priority.ValueType(priority), prompt_tokens=8
+        request_id="r",
+        priority=types_pb2.Priority.ValueType(priority),
+        prompt_tokens=8,
+        has_started=has_started,
     )
     return link.open(frames.AdmissionCommand(start=start), **more)
 
@@ -142,8 +151,9 @@ async def test_cancel_and_deadline_leave_the_queue_at_once(redis_url: str) -> No
 async def test_full_queue_of_a_class_rejects_with_reason_and_retry_time(redis_url: str) -> None:
     async with admission(redis_url) as (_, app, link):
         await granted(link, app, DECODE_SLOTS)
-        waiting = [ask(link) for _ in range(DECODE_SLOTS)]
-        assert [await kind_of_next(call) for call in waiting] == ["queued"] * DECODE_SLOTS
+        bound = app.desk.door.bound(app.desk.load)
+        waiting = [ask(link) for _ in range(bound)]
+        assert [await kind_of_next(call) for call in waiting] == ["queued"] * bound
         with pytest.raises(OverloadedError) as caught:
             await anext(ask(link))
         assert caught.value.reason == "QUEUE_FULL"
@@ -217,3 +227,24 @@ async def test_draining_worker_gives_no_capacity(redis_url: str) -> None:
         app = await plane.admission()
         await worker.publish(draining=True)
         await eventually(lambda: app.desk.load.decode_workers == 0)
+
+
+async def test_grant_says_what_may_start_ahead_and_who_did_is_counted(redis_url: str) -> None:
+    async with admission(redis_url, workers=2) as (_, app, link):
+        first = await anext(ask(link))
+        assert first.granted.ahead == 2
+        started = ask(link, has_started=True)
+        assert await kind_of_next(started) == "granted"
+        assert app.desk.door.ledger.permits == 2
+        await started.cancel()
+        assert app.desk.door.ledger.permits == 1
+
+
+async def test_who_started_ahead_is_let_in_however_full_it_became(redis_url: str) -> None:
+    async with admission(redis_url) as (_, app, link):
+        await granted(link, app, DECODE_SLOTS)
+        assert await kind_of_next(ask(link)) == "queued"
+        late = await anext(ask(link, has_started=True))
+        assert late.WhichOneof("event") == "granted"
+        assert late.granted.ahead == 0
+        assert app.desk.door.ledger.permits == DECODE_SLOTS + 1

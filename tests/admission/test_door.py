@@ -354,3 +354,47 @@ def test_queue_holds_whom_the_target_lets_in() -> None:
 
 def asked(name: str) -> PermitRequest:
     return PermitRequest(name, prompt_tokens=100, uncached_tokens=100)
+
+
+def let_in(door: Door, request: PermitRequest) -> Permit:
+    assert isinstance(door.arrive(0.0, request), Waiter)
+    (called,) = door.call_in(0.0)
+    assert isinstance(called, Called)
+    return called.permit
+
+
+def test_routers_may_start_ahead_while_asking_would_change_nothing() -> None:
+    door = door_with()
+    door.set_pools(0.0, pools(3, 1))
+    assert door.ahead() == 3
+
+    permits = [let_in(door, asked(f"r{number}")) for number in range(3)]
+    assert door.ahead() == 3
+
+    door.ledger.quota = 5
+    assert door.ahead() == 0
+    door.ledger.quota = None
+
+    half = door.ledger.pools.decode.capacity // 2
+    permits += [door.take_in(0.0, asked(f"s{number}")) for number in range(half - 3)]
+    assert door.ahead() == 3
+    permits.append(door.take_in(0.0, asked("one more")))
+    assert door.ahead() == 0
+
+    for permit in permits:
+        door.release(permit, 1.0)
+    assert door.is_empty
+    assert not door.tenants.inside
+
+
+def test_nobody_starts_ahead_where_a_tenant_is_limited() -> None:
+    assert door_with(tenants={"a": {"weight": 2}}).ahead() == 1
+    assert door_with(tenants={"a": {"concurrent": 5}}).ahead() == 0
+    assert door_with(tenants={"a": {"requests_per_s": 5}}).ahead() == 0
+
+
+def test_nobody_starts_ahead_while_somebody_waits() -> None:
+    door = door_with()
+    door.set_pools(0.0, pools(1, 1))
+    assert isinstance(door.arrive(0.0, asked("waits")), Waiter)
+    assert door.ahead() == 0
