@@ -16,7 +16,8 @@ import typer
 from rich.console import Console
 
 from baton.collector import quieten_collector
-from bench.parity.times import QUANTILES, compare_times, schedule
+from bench.parity.table import record, show
+from bench.parity.times import MEASURES, QUANTILES, compare_times, schedule
 from bench.report import RESULTS, commit, emit, machine
 from sim import bench_figures
 from sim.bench_compare import Case, Compared, Comparison, mean
@@ -116,22 +117,12 @@ class Bench:
     def _parity(self) -> tuple[Figures, Any]:
         """Compares TTFT and TPOT with a mesh of embedded engines, 1P+1D."""
         self.report("a mesh on this machine")
-        seen = asyncio.run(compare_times(schedule(2, 120, 0.5)))
-        self._console.print(seen.probed.describe(), soft_wrap=True)
-        figures: Figures = {}
-        details: dict[str, Any] = {"others": seen.others}
-        for name, share in QUANTILES:
-            errors = {what: seen.error(what, share) for what in ("ttft", "tpot")}
-            figures[f"parity_{name}_error"] = max(errors.values())
-            for what, error in errors.items():
-                real, made = (round(1e3 * value, 1) for value in seen.both(what, share))
-                self._console.print(
-                    f"{what} {name}: mesh {real} ms, simulator {made} ms, error {error:.1%}"
-                )
-                details[f"{what}_{name}"] = {"mesh_ms": real, "simulator_ms": made}
-        if seen.others is not None:
-            self._console.print(f"others used {seen.others:.0%} of the machine meanwhile")
-        return figures, details
+        parity = asyncio.run(compare_times(schedule(2, 160, 0.5)))
+        show(self._console, parity)
+        return {
+            f"parity_{name}_error": max(parity.error(what, share) for what in MEASURES)
+            for name, share in QUANTILES
+        }, record(parity)
 
 
 def main(

@@ -3,10 +3,10 @@
 import asyncio
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from baton.client import Completion, Prompt, RequestOptions, RouterClient
+from baton.client import Chunk, Completion, Prompt, RequestOptions, RouterClient
 from baton.requests import SamplingParams
 from sim.workload import SimRequest
 
@@ -71,11 +71,17 @@ async def send(client: RouterClient, ask: Ask, number: int) -> Completion:
     return (await _send(client, ask, number, 0.0)).completion
 
 
-async def _send(client: RouterClient, ask: Ask, number: int, started_s: float) -> Seen:
+def answer(client: RouterClient, ask: Ask, number: int) -> AsyncIterator[Chunk | Completion]:
+    """Returns the stream of a request, which is sent when it is first asked for a part."""
     prompt = Prompt(input_ids=ask.input_ids(number))
     sampling = SamplingParams(max_tokens=ask.output_tokens, ignore_eos=True)
+    return client.generate(prompt, RequestOptions(sampling=sampling))
+
+
+async def _send(client: RouterClient, ask: Ask, number: int, started_s: float) -> Seen:
+    answering = answer(client, ask, number)
     sent_s = time.monotonic() - started_s
-    parts = [part async for part in client.generate(prompt, RequestOptions(sampling=sampling))]
+    parts = [part async for part in answering]
     completion = parts[-1]
     assert isinstance(completion, Completion)
     return Seen(sent_s, completion)

@@ -1,24 +1,23 @@
-"""What a small mesh on one host takes, measured on requests that are there for that.
+"""What a small mesh on one host does with requests that are there to measure it, in rounds.
 
 Each thing alone: prompts one after the other on the prefill worker, then on the decode worker,
 then streams in batches of several sizes. Then prompts while streams run, which tells by how much
 the two workers slow each other down. Nothing here is taken from the requests that the simulator is
-compared on. Rounds of it lie between parts of the comparison, so that both see the same machine.
+compared on.
 """
 
 import asyncio
+import contextlib
 import itertools
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
+from itertools import pairwise
+from statistics import mean
+from typing import NamedTuple
 
-from baton.client import Completion, RouterClient
-from bench.parity.asks import Ask, send, send_all
-from sim.costs.fit import Sample, fit
-from sim.costs.hardware import Hardware
-from sim.costs.model import StepCosts
-from sim.engine.host import Sharing
+from baton.client import Chunk, Completion, RouterClient
+from bench.parity.asks import Ask, answer, send, send_all
 
 REMOTE_TOKENS = (272, 400, 512, 640, 800, 1024, 1200, 1600)
 LOCAL_TOKENS = (32, 64, 96, 128, 192, 250)
@@ -26,52 +25,46 @@ BATCHES = ((1, 64), (2, 64), (4, 64), (6, 64), (1, 1440), (2, 1440), (4, 1440), 
 """Streams that run together, and the tokens of their prompt, which is the same and cached."""
 STREAM_TOKENS = 48
 TOGETHER_STREAMS = 3
-TOGETHER_TOKENS = (640, 1024, 1600)
-TOGETHER_OUTPUT = 96
-LEAD_S = 0.3
-"""What the streams get to begin before the prompts do."""
+TOGETHER_TOKENS = (640, 1200, 800, 1600, 1024)
+TOGETHER_OUTPUT = 1024
+"""More than the streams get to, which end when the last prompt is computed."""
+APART_S = 0.15
+"""How long the streams run alone before each prompt."""
 
-Groups = dict[tuple[int, int], list[Completion]]
-"""Completions by batch size and prompt tokens."""
+
+class Alone(NamedTuple):
+    """A request that ran by itself, or with others like it: `sequences` together."""
+
+    sequences: int
+    prompt_tokens: int
+    completion: Completion
+
+
+class Beside(NamedTuple):
+    """A prompt computed while the other worker streamed, whose steps took `step_s` meanwhile and
+    `before_s` just before."""
+
+    prompt_tokens: int
+    completion: Completion
+    before_s: float
+    step_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Probed:
-    """A mesh's workers and what is between them. Seconds.
+class Round:
+    """Everything measured once."""
 
-    `overhead_s` is what of a TTFT is neither queue, prefill nor transfer; `transfer_s` is what a
-    transfer adds after the last chunk.
-    """
-
-    prefill: Hardware
-    decode: Hardware
-    sharing: Sharing
-    overhead_s: float
-    transfer_s: float
-
-    def describe(self) -> str:
-        """Returns everything measured, in a few lines."""
-        return (
-            f"{self.prefill.describe()}\n{self.decode.describe()}\n"
-            f"beside the other one prefill takes {self.sharing.prefill:.2f} and decoding "
-            f"{self.sharing.decode:.2f} times as long; the mesh adds {1e3 * self.overhead_s:.1f} "
-            f"ms to a TTFT and {1e3 * self.transfer_s:.1f} ms where KV moves"
-        )
+    remote: Sequence[Alone]
+    local: Sequence[Alone]
+    streams: Sequence[Alone]
+    beside: Sequence[Beside]
 
 
 @dataclass(slots=True)
 class Probe:
-    """Measures one mesh through its router, in rounds. `budget` is the most tokens of a step."""
+    """Measures one mesh through its router."""
 
     client: RouterClient
-    budget: int
-    kv_tokens: int
-    kv_bytes: int
-    _remote: Groups = field(default_factory=lambda: defaultdict(list))
-    _local: Groups = field(default_factory=lambda: defaultdict(list))
-    _streams: Groups = field(default_factory=lambda: defaultdict(list))
-    _beside: Groups = field(default_factory=lambda: defaultdict(list))
-    _slowed: list[Completion] = field(default_factory=list)
     _numbers: "itertools.count[int]" = field(default_factory=lambda: itertools.count(1_000_000))
 
     async def warm_up(self) -> None:
@@ -79,109 +72,64 @@ class Probe:
         for tokens in (900, 100, 1600, 60):
             await self._send(tokens, 8)
 
-    async def round(self) -> None:
-        """Measures everything once, in some ten seconds."""
-        await self._prompts(REMOTE_TOKENS, self._remote)
-        await self._prompts(LOCAL_TOKENS, self._local)
-        for size, tokens in BATCHES:
-            ask = Ask(0.0, tokens, STREAM_TOKENS, family=tokens, shared_tokens=tokens)
-            await send(self.client, replace(ask, output_tokens=1), 0)
-            seen = await send_all(self.client, [ask] * size)
-            self._streams[size, tokens] += [it.completion for it in seen]
-        await self._together()
-
-    def result(self) -> Probed:
-        """Returns what all rounds together say: medians of each probe, and the fits to them."""
-        prompts_far, prompts_here = (
-            fit(self._prefills(self._remote)),
-            fit(self._prefills(self._local)),
-        )
-        steps = fit(self._steps(self._streams))
-        far, here = StepCosts(prompts_far[0], steps[0]), StepCosts(prompts_here[0], steps[0])
-        alone = [*_all(self._remote), *_all(self._local)]
-        return Probed(
-            self._hardware("prefill worker", far, prompts_far[1], None),
-            self._hardware("decode worker", here, prompts_here[1], steps[1]),
-            self._sharing(far),
-            median(_overhead_s(each) for each in alone),
-            median(each.timing.kv_transfer_s for each in _all(self._remote)),
+    async def round(self) -> Round:
+        """Measures everything once, in some eight seconds."""
+        return Round(
+            remote=[Alone(1, tokens, await self._send(tokens, 1)) for tokens in REMOTE_TOKENS],
+            local=[Alone(1, tokens, await self._send(tokens, 1)) for tokens in LOCAL_TOKENS],
+            streams=[it for batch in BATCHES for it in await self._batch(*batch)],
+            beside=await self._together(),
         )
 
-    async def _prompts(self, lengths: Sequence[int], into: Groups) -> None:
-        """Sends prompts that want one token, one after the other."""
-        for tokens in lengths:
-            into[1, tokens].append(await self._send(tokens, 1))
+    async def _batch(self, size: int, tokens: int) -> list[Alone]:
+        ask = Ask(0.0, tokens, STREAM_TOKENS, family=tokens, shared_tokens=tokens)
+        await send(self.client, replace(ask, output_tokens=1), 0)
+        seen = await send_all(self.client, [ask] * size)
+        return [Alone(size, tokens, it.completion) for it in seen]
 
-    async def _together(self) -> None:
+    async def _together(self) -> list[Beside]:
         """Sends prompts while streams run."""
-        is_over = asyncio.Event()
-        streams = [asyncio.create_task(self._stream(is_over)) for _ in range(TOGETHER_STREAMS)]
-        await asyncio.sleep(LEAD_S)
-        await self._prompts(TOGETHER_TOKENS, self._beside)
-        is_over.set()
-        for done in await asyncio.gather(*streams):
-            self._slowed += done
+        async with self._streaming() as streams:
+            return [await self._beside(tokens, streams) for tokens in TOGETHER_TOKENS]
 
-    async def _stream(self, is_over: asyncio.Event) -> list[Completion]:
-        """Streams one answer after the other; returns those that had prompts beside them."""
-        done = []
-        while not is_over.is_set():
-            done.append(await self._send(64, TOGETHER_OUTPUT))
-        return done[:-1] or done
+    async def _beside(self, tokens: int, streams: Sequence[Sequence[float]]) -> Beside:
+        await asyncio.sleep(APART_S)
+        sent_s = time.monotonic()
+        done = await self._send(tokens, 1)
+        end_s = time.monotonic()
+        began_s = end_s - done.timing.prefill_compute_s - done.timing.kv_transfer_s
+        before_s = _step_s(streams, sent_s - APART_S, sent_s)
+        return Beside(tokens, done, before_s, _step_s(streams, began_s, end_s))
 
-    def _prefills(self, groups: Groups) -> list[Sample]:
-        return [
-            (
-                (-(-tokens // self.budget), tokens, tokens * tokens / 2),
-                median(each.timing.prefill_compute_s for each in group),
-            )
-            for (_, tokens), group in groups.items()
-        ]
+    @contextlib.asynccontextmanager
+    async def _streaming(self) -> AsyncIterator[Sequence[Sequence[float]]]:
+        """Streams answers meanwhile; yields when each one's tokens came, first when all do."""
+        came_s: list[list[float]] = [[] for _ in range(TOGETHER_STREAMS)]
+        async with asyncio.TaskGroup() as group:
+            begun = [asyncio.Event() for _ in came_s]
+            tasks = [
+                group.create_task(self._stream(times, event))
+                for times, event in zip(came_s, begun, strict=True)
+            ]
+            for event in begun:
+                await event.wait()
+            yield came_s
+            for task in tasks:
+                task.cancel()
 
-    def _steps(self, groups: Groups) -> list[Sample]:
-        return [
-            (
-                (1.0, size, size * (tokens + STREAM_TOKENS / 2)),
-                median(each.timing.tpot_s or 0.0 for each in group),
-            )
-            for (size, tokens), group in groups.items()
-        ]
-
-    def _sharing(self, alone: StepCosts) -> Sharing:
-        """Compares what ran together with what it takes alone."""
-        prompts = [
-            each.timing.prefill_compute_s / alone.prefill_s(tokens, 0, self.budget)
-            for (_, tokens), group in self._beside.items()
-            for each in group
-        ]
-        resident = TOGETHER_STREAMS * (64 + TOGETHER_OUTPUT / 2)
-        step_s = alone.decode_s(TOGETHER_STREAMS, resident)
-        steps = median(each.timing.tpot_s or 0.0 for each in self._slowed) / step_s
-        return Sharing(max(1.0, median(prompts)), max(1.0, steps))
-
-    def _hardware(
-        self, name: str, costs: StepCosts, prefill_error: float, decode_error: float | None
-    ) -> Hardware:
-        return Hardware(
-            name,
-            "probed",
-            costs,
-            self.kv_tokens,
-            self.kv_bytes,
-            prefill_error=prefill_error,
-            decode_error=decode_error,
-        )
+    async def _stream(self, came_s: list[float], begun: asyncio.Event) -> None:
+        ask = Ask(0.0, 64, TOGETHER_OUTPUT)
+        async for part in answer(self.client, ask, next(self._numbers)):
+            if isinstance(part, Chunk):
+                came_s += [time.monotonic()] * len(part.output_ids)
+                begun.set()
 
     async def _send(self, prompt_tokens: int, output_tokens: int) -> Completion:
         ask = Ask(0.0, prompt_tokens, output_tokens)
         return await send(self.client, ask, next(self._numbers))
 
 
-def _all(groups: Groups) -> Iterable[Completion]:
-    return itertools.chain.from_iterable(groups.values())
-
-
-def _overhead_s(completion: Completion) -> float:
-    timing = completion.timing
-    known_s = timing.prefill_queue_s + timing.prefill_compute_s + timing.kv_transfer_s
-    return timing.ttft_s - known_s
+def _step_s(streams: Sequence[Sequence[float]], since_s: float, until_s: float) -> float:
+    """Returns the mean time between tokens of all streams within a time."""
+    within = [[at_s for at_s in came_s if since_s <= at_s <= until_s] for came_s in streams]
+    return mean(later - at_s for times in within for at_s, later in pairwise(times))

@@ -5,8 +5,8 @@ import pytest
 from baton.client import Completion, Timing
 from baton.requests import FinishReason
 from bench.parity.asks import Ask, Seen
-from bench.parity.probe import Probed
-from bench.parity.times import Parity, schedule, simulate
+from bench.parity.probed import Probed
+from bench.parity.times import Parity, Part, schedule, simulate
 from sim.costs.hardware import Hardware
 from sim.costs.model import StepCosts
 from sim.engine.host import Sharing
@@ -43,7 +43,7 @@ def test_a_lone_prompt_takes_what_was_probed() -> None:
 def test_errors_are_relative_to_the_mesh() -> None:
     asks = [Ask(10.0 * n, 100, 5) for n in range(3)]
     seen = [_seen(ask.at_s, 0.07, 0.012) for ask in asks]
-    parity = Parity(asks, seen, simulate(asks, seen, PROBED), PROBED, None)
+    parity = Parity([Part(seen, simulate(asks, seen, PROBED), PROBED)], None)
     assert parity.error("ttft", 0.5) == pytest.approx(0.014 / 0.07, rel=1e-3)
     assert parity.error("tpot", 0.99) == pytest.approx(0.25)
 
