@@ -93,6 +93,7 @@ def _client_channel(address: str) -> grpc.aio.Channel:
 
 async def worker_stats(address: str, role: str) -> Any:
     """Returns a worker's own figures of this moment."""
+    state: Any
     async with open_channel(address) as channel:
         if role == "prefill":
             stub = prefill_pb2_grpc.PrefillServiceStub(channel)
