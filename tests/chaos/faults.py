@@ -5,9 +5,11 @@ import random
 import resource
 import signal
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from baton.local.roles import Role
+from baton.state.connect import REDIS_ERRORS
 from tests.chaos.clock import CAN_STEP
 from tests.chaos.fleet import Fleet, Member
 from tests.chaos.hosts import Host
@@ -93,7 +95,8 @@ def forgotten_state(fleet: Fleet, rng: random.Random) -> Fault:
     """Redis loses everything that it knew."""
 
     async def inject() -> None:
-        await fleet.redis.flushall()
+        with suppress(*REDIS_ERRORS):  # the round's other fault may have killed it: it forgot then
+            await fleet.redis.flushall()
 
     return Fault("FLUSHALL", ("redis",), 0.2, inject, _nothing)
 
