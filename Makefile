@@ -69,6 +69,11 @@ fuzz: setup ## Fuzz one reader of outside input (TARGET=generate_request SECONDS
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
 	$(BIN)/python -m tests.fuzz $(or $(TARGET),generate_request) --seconds $(or $(SECONDS),60)
 
+.PHONY: fuzz-all
+fuzz-all: setup ## Fuzz every reader of outside input side by side (MINUTES=60)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[fuzz]"
+	$(BIN)/python -m tests.fuzz.campaign --minutes $(or $(MINUTES),60) --record $(ARGS)
+
 .PHONY: test-kv
 test-kv: setup ## Random faults between real workers (ROUNDS=1000 SEED=1)
 	$(BIN)/python -m tests.support.fault_rounds --rounds $(or $(ROUNDS),1000) --seed $(or $(SEED),1) $(ARGS)

@@ -57,7 +57,8 @@ class Fleet:
     """One Redis, and as many of the other roles as `counts` says, in its order.
 
     Workers run here, or on `hosts` of their own. Where it `restarts_often`, services are forked
-    from nurseries. An async context manager; entering returns when the mesh is whole.
+    from nurseries. `beside` is a program that is told the Redis and lives as long as the fleet. An
+    async context manager; entering returns when the mesh is whole.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Fleet:
         hosts: Hosts | None = None,
         *,
         restarts_often: bool = False,
+        beside: tuple[str, ...] = (),
     ) -> None:
         self.run_dir = run_dir
         self._restarts_often = restarts_often
@@ -78,7 +80,8 @@ class Fleet:
         self.meddlers: dict[str, Meddler] = {}
         self._environ = {**os.environ, "OMP_NUM_THREADS": "1", **environ}
         self._counts = counts
-        self._nurseries: list[Child] = []
+        self._beside = beside
+        self._others: list[Child] = []
         self._is_ending = False
 
     def of(self, role: Role) -> list[Member]:
@@ -99,6 +102,8 @@ class Fleet:
     async def _begin(self) -> None:
         await self._add("redis", Role.REDIS)
         await eventually(self._redis_answers, START_TIMEOUT_S)
+        if self._beside:
+            self._others.append(await start_child(self._spec_beside()))
         for role, count in self._counts.items():
             for index in range(count):
                 await self._add(f"{role.value}-{index}", role)
@@ -107,7 +112,7 @@ class Fleet:
     async def __aexit__(self, *_: object) -> None:
         self._is_ending = True
         lives = [member.child for member in self.members.values() if member.child]
-        children = [*lives, *self._nurseries]
+        children = [*lives, *self._others]
         for child in children:
             child.signal(signal.SIGCONT)
             child.kill()
@@ -191,7 +196,7 @@ class Fleet:
         """Gives the member one life after another until the fleet ends."""
         has_nursery = self._restarts_often and member.role is not Role.REDIS
         if has_nursery:
-            self._nurseries.append(await start_child(self._nursery(member)))
+            self._others.append(await start_child(self._nursery(member)))
         while not self._is_ending:
             member.started_at_s = time.time()
             if has_nursery:
@@ -212,6 +217,16 @@ class Fleet:
                 if self._is_ending or time.monotonic() > deadline_s:
                     raise
             await asyncio.sleep(_NURSERY_POLL_S)
+
+    def _spec_beside(self) -> ChildSpec:
+        command = (*self._beside, "--redis-url", f"redis://{self.members['redis'].address}/0")
+        return ChildSpec("beside", command, self._environ, self.run_dir / "beside.log")
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids by name."""
+        others = {child.spec.name: child.pid for child in self._others}
+        return others | {member.name: member.pid for member in self.members.values()}
 
     def _socket(self, member: Member) -> Path:
         return self.run_dir / f"{member.name}.socket"

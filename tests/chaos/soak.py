@@ -4,13 +4,10 @@
 """
 
 import asyncio
-import os
 import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +18,6 @@ import typer
 
 from baton.engine.simulated.spec import load_spec
 from baton.engine.simulated.tokens import answer
-from baton.local.child import ChildSpec, start_child
 from baton.local.roles import Role
 from baton.models import DEFAULT_MODEL
 from baton.telemetry.names import LOOP_STALL
@@ -48,7 +44,11 @@ _COUNTS = {**_FRONT, Role.PREFILL: 1, Role.DECODE: 2}
 _START_OVER_S = 10.0
 _SIMULATED_PROMPTS = (32, 128, 512, 1024)
 _SIMULATED_ANSWER = 100
-_SIMULATED_WORKERS = {"--prefill": "2", "--decode": "6", "--kv-mib": "1024", "--step-ms": "150"}
+_PREFILL, _DECODE = 2, 6
+_SIMULATED_WORKERS = (
+    *(sys.executable, "-m", "bench.fleet", "--prefill", str(_PREFILL), "--decode", str(_DECODE)),
+    *("--kv-mib", "1024", "--step-ms", "150"),
+)
 """Six workers stream to 256 each at most; 1,000 streams are 6,700 tokens a second."""
 
 
@@ -153,12 +153,15 @@ async def _run(
         "BATON_ENGINE__KIND": load.engine,
         "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
     }
-    counts = _COUNTS if load.engine == "torch" else _FRONT
-    async with Fleet(run_dir, environ, counts) as fleet, _workers(load, fleet) as pids:
+    is_simulated = load.engine == "simulated"
+    counts, beside = (_FRONT, _SIMULATED_WORKERS) if is_simulated else (_COUNTS, ())
+    async with Fleet(run_dir, environ, counts, beside=beside) as fleet:
+        if is_simulated:
+            await eventually(lambda: _sees_all_workers(fleet), START_TIMEOUT_S)
         addresses = [router.address for router in fleet.of(Role.ROUTER)]
         traffic = Traffic(addresses, _questions(load), random.Random(load.seed), tally)
         traffic.start(load.streams, min(_START_OVER_S, load.seconds / 4))
-        await _sample_for(load.seconds, pids, growth, tally)
+        await _sample_for(load.seconds, fleet.pids, growth, tally)
         await traffic.stop()
         return await _settle(fleet)
 
@@ -193,32 +196,11 @@ def _questions(load: Load) -> list[Question]:
     return found
 
 
-@asynccontextmanager
-async def _workers(load: Load, fleet: Fleet) -> AsyncIterator[dict[str, int]]:
-    """Yields every process by name; simulated workers are one process beside the fleet's."""
-    pids = {member.name: member.pid for member in fleet.members.values()}
-    if load.engine == "torch":
-        yield pids
-        return
-    redis = f"redis://{fleet.members['redis'].address}/0"
-    options = [word for option in _SIMULATED_WORKERS.items() for word in option]
-    command = (sys.executable, "-m", "bench.fleet", "--redis-url", redis, *options)
-    log = fleet.run_dir / "workers.log"
-    workers = await start_child(ChildSpec("workers", command, dict(os.environ), log))
-    try:
-        await eventually(lambda: _sees_all_workers(fleet), START_TIMEOUT_S)
-        yield {**pids, "workers": workers.pid}
-    finally:
-        workers.kill()
-        await workers.wait()
-
-
 async def _sees_all_workers(fleet: Fleet) -> bool:
-    wanted = int(_SIMULATED_WORKERS["--prefill"]) + int(_SIMULATED_WORKERS["--decode"])
     async with grpc.aio.insecure_channel(fleet.of(Role.ROUTER)[0].address) as channel:
         stub = router_pb2_grpc.RouterServiceStub(channel)
         answer = await stub.GetFleet(router_pb2.GetFleetRequest(), timeout=5)
-    return sum(worker.HasField("stats") for worker in answer.workers) >= wanted
+    return sum(worker.HasField("stats") for worker in answer.workers) >= _PREFILL + _DECODE
 
 
 async def _sample_for(seconds: float, pids: dict[str, int], growth: Growth, tally: Tally) -> None:
