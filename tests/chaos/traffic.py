@@ -167,12 +167,19 @@ async def _ask(
     except TimeoutError:
         return Answer(Ending.LOST, f"no end {GRACE_S:g} s after its deadline")
     except grpc.aio.AioRpcError as error:
-        words = f"{error.code().name}: {error.details()}"
-        if error.code() in _TYPED:
-            return Answer(Ending.TYPED_ERROR, error.code().name)
-        return Answer(Ending.LOST, f"{words} after {time.monotonic() - began_s:.1f} s")
+        return _failed(error, time.monotonic() - began_s, timeout_s)
     finally:
         call.cancel()
+
+
+def _failed(error: grpc.aio.AioRpcError, after_s: float, timeout_s: float) -> Answer:
+    if error.code() in _TYPED:
+        return Answer(Ending.TYPED_ERROR, error.code().name)
+    if error.code() is grpc.StatusCode.CANCELLED and after_s >= timeout_s:
+        # The server's reset at the deadline came before this process looked at its own clock.
+        return Answer(Ending.TYPED_ERROR, grpc.StatusCode.DEADLINE_EXCEEDED.name)
+    words = f"{error.code().name}: {error.details()}"
+    return Answer(Ending.LOST, f"{words} after {after_s:.1f} s")
 
 
 async def _read(

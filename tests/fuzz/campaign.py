@@ -25,6 +25,9 @@ _RESULT = RESULTS / "fuzz.json"
 _LATE_S = 300.0
 """A fuzzer looks at the clock between two inputs only, and may get little of the machine."""
 
+_KINDS = ("crash", "timeout", "oom", "leak")
+"""What the fuzzer keeps as a slow unit is slow by the clock, as anything is on a busy machine."""
+
 _EXECUTED = re.compile(rb"^(?:#|stat::number_of_executed_units:\s*)(\d+)", re.MULTILINE)
 
 
@@ -90,7 +93,7 @@ def _one(name: str, seconds: float, corpus: Path) -> Effort:
         round(cpu_s, 1),
         max(map(int, _EXECUTED.findall(log.read_bytes())), default=0),
         len(list(inputs.iterdir())) if inputs.is_dir() else 0,
-        len(list(corpus.glob(f"{name}-finding-*"))),
+        sum(len(list(corpus.glob(f"{name}-finding-{kind}-*"))) for kind in _KINDS),
     )
     note(f"{name}: {effort}")
     return effort
