@@ -470,3 +470,15 @@ async def test_fleet_shows_how_well_targets_are_met(redis_url: str) -> None:
         assert fleet.admission_services == 1
         assert {found.requests for found in fleet.slo} == {3}
         assert all(found.attainment == 1.0 for found in fleet.slo)
+
+
+async def test_second_lone_request_does_not_wait_for_admission(redis_url: str) -> None:
+    async with setup(redis_url) as mesh:
+        for _ in range(2):
+            await mesh.client.generate(input_ids=[5], sampling_params=greedy(2))
+        request = router_pb2.ListRequestsRequest()
+        answer = await mesh.client.stub.ListRequests(request)
+        await eventually(mesh.is_clean)
+
+    verdicts = [summary.admission_verdict for summary in answer.requests]
+    assert sorted(verdicts) == ["ahead", "granted"]
