@@ -207,7 +207,8 @@ class Execution:
 
     def _drained(self, flight: Flight) -> None:
         if flight.prefilled_s is not None:
-            self._loop.after(self._spec.link.latency_s, self._delivered, flight)
+            latency_s = self.roster.way_s(self._spec.link.latency_s)
+            self._loop.after(latency_s, self._delivered, flight)
 
     def _delivered(self, flight: Flight) -> None:
         decode, prefill, sent = flight.decode, flight.prefill, flight.remote_job

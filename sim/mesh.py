@@ -177,7 +177,7 @@ class SimMesh:
 
     def _granted(self, flight: Flight, permit: Permit) -> None:
         flight.permit = permit
-        self.loop.after(self._timing.route_s, self._place, flight)
+        self.loop.after(self.roster.way_s(self._timing.route_s), self._place, flight)
 
     # --- the router
 

@@ -162,6 +162,13 @@ class Roster:
             changed=self.views.changed,
         )
 
+    def way_s(self, idle_s: float) -> float:
+        """Returns what a message's way takes now that takes `idle_s` where nobody computes."""
+        sharing = self._spec.sharing
+        if self._host is None or sharing is None or not self._host.is_busy:
+            return idle_s
+        return idle_s * sharing.messages
+
     def _clock(self, role: Role) -> Clock:
         sharing = self._spec.sharing
         if self._host is None or sharing is None:

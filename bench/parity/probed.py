@@ -37,7 +37,8 @@ class Probed:
             f"a step {_terms(here.costs.decode)} ({here.decode_error or 0.0:.1%});\n"
             f"beside the other one prefill takes {self.sharing.prefill:.2f} and decoding "
             f"{self.sharing.decode:.2f} times as long; the mesh adds {1e3 * self.overhead_s:.1f} "
-            f"ms to a TTFT and {1e3 * self.transfer_s:.1f} ms where KV moves"
+            f"ms to a TTFT and {1e3 * self.transfer_s:.1f} ms where KV moves, "
+            f"{self.sharing.messages:.2f} times as much while a worker computes"
         )
 
     def figures(self) -> dict[str, Any]:
@@ -51,6 +52,7 @@ class Probed:
             "step_error": self.decode.decode_error,
             "prefill_beside": self.sharing.prefill,
             "decode_beside": self.sharing.decode,
+            "messages_beside": self.sharing.messages,
             "overhead_s": self.overhead_s,
             "transfer_s": self.transfer_s,
         }
@@ -61,6 +63,8 @@ def probed(rounds: Sequence[Round], budget: int, kv_tokens: int, kv_bytes: int) 
     remote = [it for each in rounds for it in each.remote]
     local = [it for each in rounds for it in each.local]
     beside = [it for each in rounds for it in each.beside]
+    overhead_s = median(_overhead_s(it.completion) for it in (*remote, *local))
+    transfer_s = median(it.completion.timing.kv_transfer_s for it in remote)
     far, far_error = fit(_prefills(remote, budget))
     here, here_error = fit(_prefills(local, budget))
     steps, steps_error = fit(_steps(it for each in rounds for it in each.streams))
@@ -76,9 +80,9 @@ def probed(rounds: Sequence[Round], budget: int, kv_tokens: int, kv_bytes: int) 
             prefill_error=here_error,
             decode_error=steps_error,
         ),
-        _sharing(beside, prefill, budget),
-        median(_overhead_s(it.completion) for it in (*remote, *local)),
-        median(it.completion.timing.kv_transfer_s for it in remote),
+        _sharing(beside, prefill, budget, overhead_s + transfer_s),
+        overhead_s,
+        transfer_s,
     )
 
 
@@ -102,14 +106,17 @@ def _steps(alone: Iterable[Alone]) -> list[Sample]:
     ]
 
 
-def _sharing(beside: Sequence[Beside], alone: StepCosts, budget: int) -> Sharing:
-    """Compares what ran together with what it takes alone."""
+def _sharing(beside: Sequence[Beside], alone: StepCosts, budget: int, messages_s: float) -> Sharing:
+    """Compares what ran together with what it takes alone; `messages_s` is all but computing."""
     prefill = median(
         it.completion.timing.prefill_compute_s / alone.prefill_s(it.prompt_tokens, 0, budget)
         for it in beside
     )
     decode = median(it.step_s / it.before_s for it in beside)
-    return Sharing(max(1.0, prefill), max(1.0, decode))
+    messages = median(
+        _overhead_s(it.completion) + it.completion.timing.kv_transfer_s for it in beside
+    )
+    return Sharing(max(1.0, prefill), max(1.0, decode), max(1.0, messages / messages_s))
 
 
 def _by_kind(alone: Iterable[Alone]) -> dict[tuple[int, int], list[Completion]]:

@@ -14,10 +14,14 @@ from sim.engine.events import EventLoop, Handler
 
 @dataclass(frozen=True, slots=True)
 class Sharing:
-    """How many times as long computing takes while one other worker of the host computes."""
+    """How many times as long computing takes while one other worker of the host computes.
+
+    `messages` is how many times as long the way of a message takes while any worker does.
+    """
 
     prefill: float = 1.0
     decode: float = 1.0
+    messages: float = 1.0
 
 
 class SharedHost:
@@ -32,6 +36,11 @@ class SharedHost:
         made = HostClock(self._loop, self, slowdown)
         self._clocks.append(made)
         return made
+
+    @property
+    def is_busy(self) -> bool:
+        """True while any worker computes."""
+        return any(clock.is_busy for clock in self._clocks)
 
     def settle(self) -> None:
         """Gives each clock its pace; call when a worker began or ceased to compute."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from sim.engine.host import Sharing
+from sim.engine.links import LinkSpec
 from sim.workload import SimRequest
 from tests.sim.worlds import fleet, replay
 
@@ -41,3 +42,16 @@ def test_factors_of_one_change_nothing() -> None:
     for one, other in zip(plain, shared, strict=True):
         assert other.ttft_s == pytest.approx(one.ttft_s)
         assert other.ended_s == pytest.approx(one.ended_s)
+
+
+def test_messages_take_longer_by_their_factor_while_a_worker_computes() -> None:
+    link = LinkSpec(latency_s=0.01)
+    ttfts_s = []
+    for tokens in (61, 2):  # decoding until after the prompt, and only until before it
+        requests = [SimRequest(0.0, 100, tokens), SimRequest(0.15, 300, 1)]
+        for messages in (1.0, 3.0):
+            spec = replace(fleet(1, 1), sharing=Sharing(messages=messages), link=link)
+            ttfts_s.append(replay(spec, requests)[1][1].ttft_s)
+    busy_s, slowed_s, idle_s, still_idle_s = ttfts_s
+    assert slowed_s - busy_s >= 2 * link.latency_s - 1e-9
+    assert still_idle_s == pytest.approx(idle_s)
