@@ -117,7 +117,7 @@ class Bench:
     def _parity(self) -> tuple[Figures, Any]:
         """Compares TTFT and TPOT with a mesh of embedded engines, 1P+1D."""
         self.report("a mesh on this machine")
-        parity = asyncio.run(compare_times(schedule(2, 160, 0.5)))
+        parity = asyncio.run(compare_times(schedule(2, 200, 0.5)))
         show(self._console, parity)
         return {
             f"parity_{name}_error": max(parity.error(what, share) for what in MEASURES)

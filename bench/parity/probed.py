@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -19,7 +19,8 @@ class Probed:
     """A mesh's workers and what is between them. Seconds.
 
     `overhead_s` is what of a TTFT is neither queue, prefill nor transfer; `transfer_s` is what a
-    transfer adds after the last chunk.
+    transfer adds after the last chunk. `company` is how many times as long a token takes among
+    requests that come and go as the rest says.
     """
 
     prefill: Hardware
@@ -27,6 +28,14 @@ class Probed:
     sharing: Sharing
     overhead_s: float
     transfer_s: float
+    company: float = 1.0
+
+    def among(self, company: float) -> "Probed":
+        """Returns the same with steps as long as they are in company."""
+        costs = self.decode.costs
+        base, each, token = costs.decode
+        slowed = replace(costs, decode=(company * base, company * each, company * token))
+        return replace(self, decode=replace(self.decode, costs=slowed), company=company)
 
     def describe(self) -> str:
         """Returns everything measured, in a few lines."""
@@ -38,7 +47,8 @@ class Probed:
             f"beside the other one prefill takes {self.sharing.prefill:.2f} and decoding "
             f"{self.sharing.decode:.2f} times as long; the mesh adds {1e3 * self.overhead_s:.1f} "
             f"ms to a TTFT and {1e3 * self.transfer_s:.1f} ms where KV moves, "
-            f"{self.sharing.messages:.2f} times as much while a worker computes"
+            f"{self.sharing.messages:.2f} times as much while a worker computes; "
+            f"a token takes {self.company:.2f} times as long in company"
         )
 
     def figures(self) -> dict[str, Any]:
@@ -53,6 +63,7 @@ class Probed:
             "prefill_beside": self.sharing.prefill,
             "decode_beside": self.sharing.decode,
             "messages_beside": self.sharing.messages,
+            "company": self.company,
             "overhead_s": self.overhead_s,
             "transfer_s": self.transfer_s,
         }

@@ -3,8 +3,10 @@ beside the simulator's on the same requests.
 
 The requests come in parts with a round of probes before and after each. The simulator is given what
 the two rounds around a part measured on other requests, and decides everything by itself: a
-machine's speed differs by a tenth from one minute to the next. What others did on the machine
-meanwhile is measured too: both sides see it, but not alike.
+machine's speed differs by a tenth from one minute to the next. How much longer tokens take where
+requests come and go than in the probes is taken from the part before, so that the first part is
+compared with nothing. What others did on the machine meanwhile is measured too: both sides see it,
+but not alike.
 """
 
 import os
@@ -13,6 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
+from statistics import median
 
 from baton.client import RouterClient, Timing
 from baton.config import Config
@@ -91,9 +94,10 @@ def schedule(seed: int, count: int, gap_s: float) -> list[Ask]:
 
 
 async def compare_times(asks: Sequence[Ask], parts: int = 4) -> Parity:
-    """Sends a mesh the schedule in parts, probes it before and after each, simulates the same."""
+    """Sends a mesh the schedule in `parts` and one before them that only tells what company costs,
+    probes it before and after each, simulates the same."""
     made = options("torch", 1, 1)
-    size = -(-len(asks) // parts)
+    size = -(-len(asks) // (parts + 1))
     starts = range(0, len(asks), size)
     async with Stack(made) as stack, RouterClient(stack.router_address) as client:
         kv_tokens, kv_bytes = await kv_of(stack.redis_url)
@@ -107,11 +111,23 @@ async def compare_times(asks: Sequence[Ask], parts: int = 4) -> Parity:
             seen.append(await send_all(client, part, first, time.monotonic() - part[0].at_s))
             meter.end()
             rounds.append(await probe.round())
-    compared = []
+    compared, slower = list[Part](), 1.0
     for first, real, around in zip(starts, seen, pairwise(rounds), strict=True):
-        known = probed(around, BUDGET, kv_tokens, kv_bytes)
-        compared.append(Part(real, simulate(asks[first : first + size], real, known), known))
-    return Parity(compared, meter.others)
+        known, part = probed(around, BUDGET, kv_tokens, kv_bytes), asks[first : first + size]
+        among = known.among(slower)
+        compared.append(Part(real, simulate(part, real, among), among))
+        slower = company(real, simulate(part, real, known))
+    return Parity(compared[1:], meter.others)
+
+
+def company(seen: Sequence[Seen], simulated: Sequence[Outcome]) -> float:
+    """Returns how many times as long as simulated a token of the mesh took, at the median."""
+    pairs = zip(seen, simulated, strict=True)
+    return median(
+        real.completion.timing.tpot_s / made.tpot_s
+        for real, made in pairs
+        if real.completion.timing.tpot_s and made.tpot_s
+    )
 
 
 def simulate(asks: Sequence[Ask], seen: Sequence[Seen], known: Probed) -> list[Outcome]:

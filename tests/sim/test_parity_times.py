@@ -6,7 +6,7 @@ from baton.client import Completion, Timing
 from baton.requests import FinishReason
 from bench.parity.asks import Ask, Seen
 from bench.parity.probed import Probed
-from bench.parity.times import Parity, Part, schedule, simulate
+from bench.parity.times import Parity, Part, company, schedule, simulate
 from sim.costs.hardware import Hardware
 from sim.costs.model import StepCosts
 from sim.engine.host import Sharing
@@ -50,3 +50,13 @@ def test_errors_are_relative_to_the_mesh() -> None:
 
 def test_a_schedule_is_the_same_for_a_seed() -> None:
     assert schedule(1, 20, 0.5) == schedule(1, 20, 0.5) != schedule(2, 20, 0.5)
+
+
+def test_company_of_one_part_makes_the_tokens_of_the_next() -> None:
+    asks = [Ask(10.0 * n, 100, 5) for n in range(3)]
+    seen = [_seen(ask.at_s, 0.07, 0.0108) for ask in asks]
+    slower = company(seen, simulate(asks, seen, PROBED))
+    assert slower == pytest.approx(1.2)
+    made = simulate(asks, seen, PROBED.among(slower))
+    assert [it.tpot_s for it in made] == pytest.approx([0.0108] * 3)
+    assert made[0].ttft_s == pytest.approx(6e-3 + 0.05, abs=1e-3)
