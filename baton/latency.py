@@ -9,9 +9,9 @@ Each cost is linear in a few features with coefficients that are never negative:
 
 The forms are those of DistServe's profiles (a + b L + c L^2, and a + b ctx + c batch), extended by
 the cached context. A model starts from declared defaults and follows its workers' samples by
-recursive least squares with exponential forgetting (Haykin, Adaptive Filter Theory, ch. 10).
-Outliers are weighted down (Huber) against the running scale of the residuals. State is a handful
-of numbers, whatever the number of samples.
+least squares of relative errors with exponential forgetting (Haykin, Adaptive Filter Theory, ch.
+10), without negative coefficients. Outliers are weighted down (Huber) against the running scale of
+the residuals. State is a handful of numbers, whatever the number of samples.
 
 Workers fit (`WorkerCosts`) and publish what they found (`CostModel`), so that everybody who
 predicts uses the same numbers.
@@ -23,14 +23,23 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from baton.least_squares import solve_nonnegative
+
 _FORGETTING = 0.995
 """Weight that a sample keeps per later sample: an effective window of about 200."""
 _HUBER_K = 2.5
 """Residuals beyond this many running scales count as if they were this large."""
-_PRIOR_VARIANCE = 25.0
-"""How little the defaults are trusted, in squares of the defaults themselves."""
-_MAX_VARIANCE = 1e4
-"""Keeps directions that no sample excites from growing without bound under forgetting."""
+_PRIOR = 0.04
+"""How much the defaults are trusted: as one sample would be in which a feature made a fifth. It
+fades like a sample."""
+_LEAST_PRIOR = 1e-4
+_ROUNDING = 1e-9
+"""Less of all that was seen could not be told from rounding."""
+_SHORTEST_S = 1e-6
+"""What took less is taken to have taken this: errors are relative, and nothing is free."""
+_SOLVE_EVERY = 8
+_SOLVE_EACH_UNTIL = 32
+"""Later samples are compared with coefficients that a few of them have not changed yet."""
 _ERROR_MEMORY = 0.98
 
 
@@ -39,52 +48,59 @@ class OnlineFit:
     """A linear cost whose coefficients follow the samples.
 
     `defaults` are the coefficients before the first sample; they also set each feature's scale,
-    so none may be zero.
+    so none may be zero. What is kept are the sums of the normal equations, in which old samples
+    fade, and the answer is worked out from them anew: a step towards each sample that is cut off at
+    zero ends up where no sample ever was.
     """
 
     defaults: tuple[float, ...]
     samples: int = 0
     error: float = 0.0
     """Running mean of |predicted - actual| / actual, predictions made before each update."""
-    _weights: list[float] = field(default_factory=list)
-    _covariance: list[list[float]] = field(default_factory=list)
+    _moments: list[list[float]] = field(default_factory=list)
+    _target: list[float] = field(default_factory=list)
     _scale: float = 0.0
+    _weights: list[float] = field(default_factory=list)
+    _unsolved: int = 0
 
     def __post_init__(self) -> None:
         assert all(value > 0 for value in self.defaults)
-        if not self._weights:
-            size = len(self.defaults)
-            self._weights = [1.0] * size
-            self._covariance = [
-                [_PRIOR_VARIANCE if row == column else 0.0 for column in range(size)]
-                for row in range(size)
-            ]
+        size = len(self.defaults)
+        if not self._moments:
+            self._moments = [[0.0] * size for _ in range(size)]
+            self._target = [0.0] * size
+        self._solve()
 
     @property
     def coefficients(self) -> tuple[float, ...]:
         """The fitted coefficients, in seconds per unit of each feature."""
+        if self._unsolved:
+            self._solve()
         return tuple(w * d for w, d in zip(self._weights, self.defaults, strict=True))
 
     def predict(self, features: Sequence[float]) -> float:
         """Returns the predicted seconds."""
-        return sum(
-            w * d * x for w, d, x in zip(self._weights, self.defaults, features, strict=True)
-        )
+        return sum(c * x for c, x in zip(self.coefficients, features, strict=True))
 
     def update(self, features: Sequence[float], seconds: float) -> None:
         """Learns from one sample; samples that are not positive are ignored."""
         if not 0 < seconds < float("inf"):
             return
+        seconds = max(seconds, _SHORTEST_S)
         x = [d * f / seconds for d, f in zip(self.defaults, features, strict=True)]
         residual = 1.0 - sum(w * v for w, v in zip(self._weights, x, strict=True))
-        self._learn(x, residual * self._trust(residual))
+        trust = self._trust(residual)
+        self.samples += 1
+        self._learn(x, trust)
         self._track(abs(residual))
 
     def state(self) -> dict[str, Any]:
         """Returns everything `restore` needs, as JSON-ready values."""
+        if self._unsolved:
+            self._solve()
         return {
-            "weights": self._weights,
-            "covariance": self._covariance,
+            "moments": self._moments,
+            "target": self._target,
             "samples": self.samples,
             "error": self.error,
             "scale": self._scale,
@@ -94,16 +110,16 @@ class OnlineFit:
     def restore(cls, defaults: tuple[float, ...], state: dict[str, Any]) -> "OnlineFit":
         """Returns a fit as `state` described it; raises ValueError when it does not fit here."""
         size = len(defaults)
-        weights = [float(value) for value in state["weights"]]
-        covariance = [[float(value) for value in row] for row in state["covariance"]]
-        if len(weights) != size or [len(row) for row in covariance] != [size] * size:
-            raise ValueError(f"the state is of another model: {len(weights)} weights, not {size}")
+        target = [float(value) for value in state.get("target", ())]
+        moments = [[float(value) for value in row] for row in state.get("moments", ())]
+        if len(target) != size or [len(row) for row in moments] != [size] * size:
+            raise ValueError(f"the state is of another model: {len(target)} sums, not {size}")
         return cls(
             defaults,
             int(state["samples"]),
             float(state["error"]),
-            weights,
-            covariance,
+            moments,
+            target,
             float(state["scale"]),
         )
 
@@ -113,21 +129,25 @@ class OnlineFit:
             return 1.0
         return limit / abs(residual)
 
-    def _learn(self, x: Sequence[float], residual: float) -> None:
-        projected = [sum(p * v for p, v in zip(row, x, strict=True)) for row in self._covariance]
-        denominator = _FORGETTING + sum(p * v for p, v in zip(projected, x, strict=True))
-        for i, weight in enumerate(self._weights):
-            self._weights[i] = max(0.0, weight + projected[i] / denominator * residual)
-        for i, row in enumerate(self._covariance):
+    def _learn(self, x: Sequence[float], weight: float) -> None:
+        for i, row in enumerate(self._moments):
             for j in range(len(row)):
-                row[j] = (row[j] - projected[i] * projected[j] / denominator) / _FORGETTING
-        trace = sum(row[i] for i, row in enumerate(self._covariance))
-        if trace > _MAX_VARIANCE:
-            shrink = _MAX_VARIANCE / trace
-            self._covariance = [[value * shrink for value in row] for row in self._covariance]
+                row[j] = _FORGETTING * row[j] + weight * x[i] * x[j]
+            self._target[i] = _FORGETTING * self._target[i] + weight * x[i]
+        self._unsolved += 1
+        if self._unsolved >= _SOLVE_EVERY or self.samples < _SOLVE_EACH_UNTIL:
+            self._solve()
+
+    def _solve(self) -> None:
+        """Works the coefficients out; the defaults decide where samples say next to nothing."""
+        size = range(len(self.defaults))
+        excited = sum(self._moments[i][i] for i in size)
+        prior = max(_PRIOR * _FORGETTING**self.samples, _LEAST_PRIOR, _ROUNDING * excited)
+        moments = [[self._moments[i][j] + prior * (i == j) for j in size] for i in size]
+        self._weights = solve_nonnegative(moments, [t + prior for t in self._target])
+        self._unsolved = 0
 
     def _track(self, relative: float) -> None:
-        self.samples += 1
         memory = min(_ERROR_MEMORY, 1 - 1 / self.samples)
         self.error = memory * self.error + (1 - memory) * min(relative, 10.0)
         self._scale = memory * self._scale + (1 - memory) * min(relative, 4 * self._scale or 10.0)

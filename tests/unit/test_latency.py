@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from baton.latency import (
     PREFILL_DEFAULTS,
     TRANSFER_DEFAULTS,
+    TRUSTED_SAMPLES,
     CostModel,
     LengthMean,
     OnlineFit,
@@ -52,6 +53,20 @@ def test_fit_finds_the_costs_behind_noise() -> None:
     fit = fitted()
     assert worst_error(fit) < 0.1
     assert 0.02 < fit.error < 0.08
+
+
+@pytest.mark.parametrize("tokens", [(64,), (2048,), (64, 4096)])
+@pytest.mark.parametrize("each_s", [1e-3, 1e-7])
+def test_fit_finds_costs_far_below_the_declared_ones(
+    tokens: tuple[int, ...], each_s: float
+) -> None:
+    """A step towards each sample, cut off at zero, stayed up to 80 times too high for ever."""
+    fit, rng = OnlineFit(PREFILL_DEFAULTS), random.Random(5)
+    for _ in range(TRUSTED_SAMPLES):
+        fit.update(prefill_features(rng.choice(tokens), 0), each_s * rng.uniform(0.9, 1.1))
+    for count in tokens:
+        expected = pytest.approx(max(each_s, 1e-6), rel=0.1)
+        assert fit.predict(prefill_features(count, 0)) == expected
 
 
 def test_fit_withstands_outliers() -> None:
