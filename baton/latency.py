@@ -291,22 +291,16 @@ class CostModel:
 
 
 def local_prefill_s(
-    costs: CostModel,
-    uncached_tokens: int,
-    cached_tokens: int,
-    sequences: int,
-    resident_tokens: int,
-    chunk_tokens: int,
+    alone_s: float, uncached_tokens: int, chunk_tokens: int, sequences: int, step_s: float
 ) -> float:
     """Returns the seconds to compute a prompt where `sequences` streams decode meanwhile.
 
-    Chunks of the prompt share steps with the streams, so each chunk brings a decode step along.
+    It takes `alone_s` without them. Chunks of the prompt share steps with the streams, so each
+    chunk brings a decode step of `step_s` along.
     """
-    alone_s = costs.prefill_s(uncached_tokens, cached_tokens)
     if not sequences:
         return alone_s
-    steps = -(-uncached_tokens // chunk_tokens)
-    return alone_s + steps * costs.step_s(sequences, resident_tokens)
+    return alone_s + -(-uncached_tokens // chunk_tokens) * step_s
 
 
 def interference_s(

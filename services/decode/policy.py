@@ -269,17 +269,14 @@ class PredictiveSplitPolicy:
         self, prompt: int, cached: int, remotes: Sequence[_Remote], local: LocalOutlook
     ) -> SplitPrediction:
         costs, uncached = local.costs, max(1, prompt - cached)
-        here_s = local_prefill_s(
-            costs, uncached, cached, local.sequences, local.resident_tokens, self.chunk_tokens
-        )
+        alone_s = costs.prefill_s(uncached, cached)
+        step_s = costs.step_s(local.sequences, local.resident_tokens)
+        here_s = local_prefill_s(alone_s, uncached, self.chunk_tokens, local.sequences, step_s)
         return SplitPrediction(
             local_ttft_s=here_s
             + costs.queue_s(local.queue_length, local.queued_tokens, local.queued_pairs),
             remote_ttft_s=remotes[0].ttft_s,
             interference_s=interference_s(
-                costs.prefill_s(uncached, cached),
-                local.sequences,
-                self.tpot_price,
-                costs.output_tokens,
+                alone_s, local.sequences, self.tpot_price, costs.output_tokens
             ),
         )

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
+from baton.latency import interference_s, local_prefill_s
 from services.router.policies.terms import (
     TYPICAL,
     RankedDecodes,
@@ -177,20 +178,16 @@ class LatencyPolicy:
     def _local(self, request: RouteRequest, decode: DecodeView) -> Terms:
         settings, costs, standing = self._settings, decode.costs, decode.standing
         uncached = max(1, request.prompt_tokens - decode.cached_tokens)
-        alone_s = shared_s = costs.prefill_s(uncached, decode.cached_tokens)
-        admitted_s = interference_s = 0.0
-        if decode.decode_load:
-            # Chunks of the prompt share steps with the streams, and each stream is late by it once.
-            shared_s += -(-uncached // settings.chunk_tokens) * standing.join_s
-            admitted_s = admit_s(request, decode, is_local=True)
-            interference_s = settings.tpot_price * standing.streams * alone_s
+        alone_s, load = costs.prefill_s(uncached, decode.cached_tokens), decode.decode_load
         return Terms(
             wait_s=standing.ahead_s,
-            prefill_s=shared_s,
+            prefill_s=local_prefill_s(
+                alone_s, uncached, settings.chunk_tokens, load, standing.join_s
+            ),
             transfer_s=0.0,
-            admit_s=admitted_s,
+            admit_s=admit_s(request, decode, is_local=True),
             tpot_s=tpot_s(request, decode),
-            interference_s=interference_s,
+            interference_s=interference_s(alone_s, load, settings.tpot_price, costs.output_tokens),
         )
 
     def _decodes(
