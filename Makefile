@@ -25,7 +25,7 @@ SGLANG_ENV := $(if $(SGLANG_PYTHON),,SGLANG_USE_CPU_ENGINE=1 OMP_NUM_THREADS=1)
 help: ## List the targets
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	  /^[a-z][a-z0-9-]*:.*## / { printf "  %-19s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: $(STAMP) ## Make .venv with everything in it (only when something changed)
@@ -229,7 +229,7 @@ docs-check: setup ## Check that the generated pages are what the code says
 ##@ Supply chain
 
 .PHONY: lock
-lock: $(SUPPLY_STAMP) ## Write requirements.lock anew from pyproject.toml and constraints.txt
+lock: $(SUPPLY_STAMP) ## Write requirements.lock and requirements/ anew from pyproject.toml and constraints.txt
 	UV="$(abspath $(SUPPLY_VENV)/bin/uv)" bash tools/supply/lock.sh
 
 .PHONY: sbom
@@ -251,6 +251,11 @@ vulnerabilities: setup ## Look every locked version up in a clone of pypa/adviso
 	@test -d "$(ADVISORIES)" || { echo "git clone https://github.com/pypa/advisory-database, then \
 	make vulnerabilities ADVISORIES=advisory-database" >&2; exit 1; }
 	$(BIN)/python tools/supply/vulnerabilities.py "$(ADVISORIES)"
+
+.PHONY: images-reproducible
+images-reproducible: setup ## Build images twice from nothing and compare (IMAGES="admission router")
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(BIN)/python tools/supply/reproducible.py \
+	  $(or $(IMAGES),admission router gateway autoscaler)
 
 $(SUPPLY_STAMP): pyproject.toml constraints.txt
 	"$(PYTHON)" -m venv $(SUPPLY_VENV)

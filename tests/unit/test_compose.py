@@ -22,13 +22,13 @@ DOCKERFILES = (*IMAGES, "autoscaler")
 """The autoscaler is an image for Kubernetes: beside compose it runs on the host."""
 
 WORKERS = ("prefill", "decode")
-EXTRAS = {
-    "router": "[router]",
-    "admission": "",
-    "prefill": "[worker]",
-    "decode": "[worker]",
-    "gateway": "[gateway]",
-    "autoscaler": "[kubernetes]",
+LOCKS = {
+    "router": "router",
+    "admission": "base",
+    "prefill": "worker",
+    "decode": "worker",
+    "gateway": "gateway",
+    "autoscaler": "kubernetes",
 }
 HEAVY = {"torch", "nixl", "transformers", "safetensors"}
 
@@ -153,7 +153,7 @@ def test_images_are_pinned_in_the_env_file() -> None:
         variable = re.fullmatch(r"\$\{(\w+_IMAGE):\?set in \.env\}", used[name])
         assert variable, used[name]
         assert re.search(r":v?\d+\.\d+\.\d+", variables()[variable[1]])
-    assert re.search(r":3\.11\.\d+-", variables()["PYTHON_IMAGE"])
+    assert re.search(r":3\.11\.\d+-\S+@sha256:[0-9a-f]{64}$", variables()["PYTHON_IMAGE"])
 
 
 def test_every_variable_of_the_env_file_is_used() -> None:
@@ -198,7 +198,7 @@ def test_image_runs_as_a_user_without_privileges(service: str) -> None:
 @pytest.mark.parametrize("service", DOCKERFILES)
 def test_image_is_built_in_stages_on_the_pinned_base(service: str) -> None:
     stages = [line for line in instructions(service) if line.startswith("FROM")]
-    assert stages[0] == "FROM ${BASE_IMAGE} AS dependencies"
+    assert stages[0] == "FROM ${BASE_IMAGE} AS python"
     assert stages[-1] == "FROM ${BASE_IMAGE}"
     assert f"ARG BASE_IMAGE={variables()['PYTHON_IMAGE']}" in instructions(service)
     if service in services():
@@ -208,7 +208,7 @@ def test_image_is_built_in_stages_on_the_pinned_base(service: str) -> None:
 @pytest.mark.parametrize("service", DOCKERFILES)
 def test_images_differ_in_what_they_install_and_start_alone(service: str) -> None:
     def shape(name: str) -> list[str]:
-        text = " ".join(instructions(name)).replace(f'".{EXTRAS[name]}"', '".EXTRA"')
+        text = " ".join(instructions(name)).replace(f"{LOCKS[name]}.lock", "ITS.lock")
         return re.sub(r"74\d\d", "PORT", text).replace(f"baton-{name}", "baton-NAME").split()
 
     assert shape(service) == shape("decode" if service in WORKERS else "router")
@@ -221,11 +221,12 @@ def test_image_needs_no_dockerfile_frontend_from_a_registry(service: str) -> Non
 
 
 @pytest.mark.parametrize("service", DOCKERFILES)
-def test_image_installs_its_extra_alone_and_pinned(service: str) -> None:
-    installs = [line for line in instructions(service) if "pip install" in line]
-    assert f'pip install --constraint constraints.txt ".{EXTRAS[service]}"' in installs[0]
-    assert "--no-index --no-deps /wheel/" in installs[1]
-    assert len(installs) == 2
+def test_image_installs_its_lock_alone_and_by_hashes(service: str) -> None:
+    text = " ".join(" ".join(instructions(service)).split())
+    locks = re.findall(r"--require-hashes --requirement (\S+)", text)
+    assert locks == [f"{LOCKS[service]}.lock", "build.lock"]
+    assert all(f"requirements/{lock}" in text for lock in locks)
+    assert "--no-cache-dir --no-index --no-deps --prefix /code /wheel/" in text
 
 
 @pytest.mark.parametrize("extra", ["", "router", "gateway", "kubernetes"])

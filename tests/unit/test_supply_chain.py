@@ -61,6 +61,14 @@ def advisory(folder: Path, **more: object) -> None:
     (folder / "vulns" / "some-package" / "PYSEC-1.yaml").write_text(text)
 
 
+@pytest.mark.parametrize("lock", sorted(Path("requirements").glob("*.lock")), ids=str)
+def test_an_image_holds_nothing_but_what_is_locked_for_all(lock: Path) -> None:
+    whole = LOCK.read_text()
+    hashes = {line.strip(" \\") for line in lock.read_text().splitlines() if "--hash" in line}
+    assert hashes
+    assert all(line in whole for line in hashes), "run `make lock`"
+
+
 @pytest.mark.parametrize(
     ("version", "is_found"),
     [("0.1", True), ("1.2", False), ("1.5.post1", True), ("1.10", False), ("2.0", True),

@@ -12,12 +12,32 @@ source "$here/common.sh"
 # shellcheck source=.env
 source "$here/../../.env"
 
-RELEASE=bookworm # its Python is the 3.11 of PYTHON_IMAGE
+RELEASE=bookworm
+# The images have no digest here: see up.sh.
+PYTHON_IMAGE=${PYTHON_IMAGE%@*}
 CERTIFICATES=/etc/ssl/certs/ca-certificates.crt
 rootfs=$HOST_ROOT/rootfs
 
 have_image() {
   docker image inspect "$1" >/dev/null 2>&1
+}
+
+# Debian's 3.11 is older than Baton needs. This machine's own goes to where the official image has
+# it; without one of that release the stand-in stays as it is.
+copy_interpreter() {
+  local version=${PYTHON_IMAGE#*:} prefix
+  version=${version%.*}
+  prefix=$("python$version" -c 'import sys; print(sys.base_prefix)' 2>/dev/null) || return 0
+  [[ $prefix != /usr ]] || return 0
+  say "copying Python $version from $prefix"
+  mkdir -p "$rootfs/usr/local/lib"
+  (cd "$prefix" && tar --exclude=site-packages --exclude=__pycache__ --exclude=test -c \
+    "bin/python$version" "lib/python$version" include lib/libpython*.so*) |
+    tar -C "$rootfs/usr/local" -x
+  ln -sf "python$version" "$rootfs/usr/local/bin/python3"
+  ln -sf python3 "$rootfs/usr/local/bin/python"
+  chroot "$rootfs" ldconfig
+  chroot "$rootfs" /usr/local/bin/python3 -m ensurepip --default-pip >/dev/null 2>&1
 }
 
 make_rootfs() {
@@ -28,6 +48,7 @@ make_rootfs() {
     "$RELEASE" "$rootfs" "$(debian_mirror)" >"$HOST_ROOT/debootstrap.log" 2>&1 ||
     fail "debootstrap failed: see $HOST_ROOT/debootstrap.log"
   ln -sf python3 "$rootfs/usr/bin/python"
+  copy_interpreter
   cp -L "$CERTIFICATES" "$rootfs$CERTIFICATES"
   rm -rf "$rootfs"/var/cache/apt/archives/*.deb "$rootfs"/var/lib/apt/lists/*
   touch "$rootfs.done"

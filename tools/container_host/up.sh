@@ -20,4 +20,8 @@ bash "$here/engine.sh"
 bash "$here/plugins.sh"
 bash "$here/images.sh"
 
+# shellcheck source=.env
+source "$here/../../.env"
+# An image that was made here has another digest than the one it stands in for.
+printf 'export PYTHON_IMAGE=%q\n' "${PYTHON_IMAGE%@*}"
 printf 'export DOCKER_HOST=%q DOCKER_CONFIG=%q\n' "$DOCKER_HOST" "$DOCKER_CONFIG"
