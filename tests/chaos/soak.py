@@ -43,13 +43,21 @@ _FRONT = {Role.ADMISSION: 1, Role.ROUTER: 1}
 _COUNTS = {**_FRONT, Role.PREFILL: 1, Role.DECODE: 2}
 _START_OVER_S = 10.0
 _SIMULATED_PROMPTS = (32, 128, 512, 1024)
-_SIMULATED_ANSWER = 100
-_PREFILL, _DECODE = 2, 6
+_SIMULATED_ANSWER = 64
+_PREFILL, _DECODE = 2, 16
+_STEP_MS = 250
 _SIMULATED_WORKERS = (
     *(sys.executable, "-m", "bench.fleet", "--prefill", str(_PREFILL), "--decode", str(_DECODE)),
-    *("--kv-mib", "1024", "--step-ms", "150"),
+    *("--kv-mib", "1024", "--step-ms", str(_STEP_MS)),
 )
-"""Six workers stream to 256 each at most; 1,000 streams are 6,700 tokens a second."""
+"""Sixteen workers stream to 64 each, which is what admission gives them at once; 1,000 streams get
+4,000 tokens a second, each in a message of its own."""
+
+_SIMULATED_TARGETS = {
+    "BATON_QOS__TTFT_SLO_MS": "5000",
+    "BATON_QOS__TPOT_SLO_MS": str(4 * _STEP_MS),
+}
+"""Targets that such workers can meet."""
 
 
 @dataclass(slots=True)
@@ -154,6 +162,8 @@ async def _run(
         "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
     }
     is_simulated = load.engine == "simulated"
+    if is_simulated:
+        environ |= _SIMULATED_TARGETS
     counts, beside = (_FRONT, _SIMULATED_WORKERS) if is_simulated else (_COUNTS, ())
     async with Fleet(run_dir, environ, counts, beside=beside) as fleet:
         if is_simulated:
