@@ -14,7 +14,7 @@ import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -88,6 +88,7 @@ class Options:
     rounds: int
     python: str | None
     settings: Mapping[str, str]
+    works: Sequence[Work]
 
 
 async def measure(options: Options, directory: Path) -> Rounds:
@@ -95,7 +96,7 @@ async def measure(options: Options, directory: Path) -> Rounds:
     rounds: Rounds = {}
     for mode in (REGULAR, DISAGGREGATED):
         here = directory / f"mode{mode.suffix}"
-        await _measure_at_pace(options, here / "near-zero", mode, [SHORT, LONG_PROMPT], rounds)
+        await _measure_at_pace(options, here / "near-zero", mode, options.works, rounds)
         await _measure_at_pace(options, here / "paced", mode, [STREAM], rounds)
     return rounds
 
@@ -197,6 +198,7 @@ def _command(
     seconds: Annotated[float, typer.Option(help="Measured time of each cell. Seconds.")] = 6.0,
     rounds: Annotated[int, typer.Option(help="Rounds; figures are their medians.")] = 2,
     rival: Annotated[bool, typer.Option(help="Compare with sglang-router if it is there.")] = True,
+    outstanding: Annotated[int, typer.Option(help="Short requests under way.")] = SHORT.concurrency,
     record: Annotated[bool, typer.Option(help="Keep the result in bench/results.")] = False,
     logs: Annotated[Path | None, typer.Option(help="Keep the processes' logs here.")] = None,
 ) -> None:
@@ -206,13 +208,14 @@ def _command(
         note("sglang-router is not compared (set SGLANG_ROUTER_PYTHON to a Python that has it)")
     # Rejecting and degrading would measure another thing.
     settings = {"BATON_QOS__ENABLE_EARLY_REJECTION": "false"}
-    options = Options(seconds, rounds, python, settings)
+    works = (replace(SHORT, concurrency=outstanding), LONG_PROMPT)
+    options = Options(seconds, rounds, python, settings, works)
     decisions = measure_decisions()
     with tempfile.TemporaryDirectory() as temporary:
         measured = asyncio.run(measure(options, logs or Path(temporary)))
     details = {
         "decision": asdict(decisions),
-        "work": [asdict(work) for work in (SHORT, LONG_PROMPT, STREAM)],
+        "work": [asdict(work) for work in (*works, STREAM)],
         "rounds": {f"{label} {work}": cells for (label, work), cells in measured.items()},
     }
     emit("bench-router", figures(measured, decisions.decision), details, record)

@@ -212,8 +212,12 @@ class Link(Generic[CommandT, EventT]):
         timeout_s: float | None = None,
         traceparent: str = "",
         receiver: Receiver | None = None,
+        hold_s: float = 0.0,
     ) -> LinkCall[CommandT, EventT]:
-        """Opens a request with its first command. `timeout_s` is what is left of its deadline."""
+        """Opens a request with its first command, held back for `hold_s` as in `LinkCall.send`.
+
+        `timeout_s` is what is left of its deadline.
+        """
         if self._runner is None:
             self._runner = asyncio.get_running_loop().create_task(self._run())
         stream_id = next(self._ids)
@@ -233,7 +237,7 @@ class Link(Generic[CommandT, EventT]):
             context.traceparent = traceparent
         if self._pace.interval_s:
             context.interval_s = self._pace.interval_s
-        self.post(stream_id, command)
+        self.post(stream_id, command, hold_s)
         return call
 
     def post(self, stream_id: int, command: CommandT, hold_s: float = 0.0) -> None:

@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 2.0
 """Admission answers at once, if only that the request waits; a silent one is taken for dead."""
 
+AHEAD_HOLD_S = 0.002
+"""Admission is told this much later of what started ahead, so that the prompt's own message leaves
+first. Seconds."""
+
 AHEAD = "ahead"
 FAIL_OPEN = "fail_open"
 GRANTED = "granted"
@@ -140,7 +144,11 @@ class PermitClient:
                 partial(self._allowances.take, service, need.priority, need.uncached_tokens)
             )
             call = self._links.link(service).open(
-                command, timeout_s=left_s, traceparent=traceparent, receiver=verdict
+                command,
+                timeout_s=left_s,
+                traceparent=traceparent,
+                receiver=verdict,
+                hold_s=AHEAD_HOLD_S if has_started else 0.0,
             )
             if has_started:
                 verdict.expect_nothing()
