@@ -199,7 +199,7 @@ lint: setup ## Lint and check the format
 
 .PHONY: type
 type: setup ## Check types
-	$(BIN)/mypy --strict baton services sim bench
+	$(BIN)/mypy --strict baton services sim bench tests/chaos
 
 .PHONY: imports
 imports: setup ## Check who may import whom

@@ -17,6 +17,9 @@ from baton.v1 import decode_link_pb2
 HOLD_S = 0.02
 """How long a token after the first may be held back to travel with the next ones. Seconds."""
 
+_WOKEN_AT_ONCE = 64
+"""Between so many requests of one beat the event loop looks at what else came meanwhile."""
+
 
 @dataclass(slots=True)
 class Progress:
@@ -47,8 +50,13 @@ class Beat:
 
     def _strike(self) -> None:
         joined, self._joined = self._joined, []
-        for wake in joined:
+        self._wake(joined)
+
+    def _wake(self, joined: list[Callable[[], None]]) -> None:
+        for wake in joined[:_WOKEN_AT_ONCE]:
             wake()
+        if rest := joined[_WOKEN_AT_ONCE:]:
+            asyncio.get_running_loop().call_soon(self._wake, rest)
 
 
 class Relay:

@@ -89,7 +89,8 @@ class _Forwarder(grpc.GenericRpcHandler):
         method = handler_call_details.method
 
         async def forward(requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
-            call = self._channel.stream_stream(method)(requests, timeout=context.time_remaining())
+            opened: Any = self._channel.stream_stream(method)
+            call = opened(requests, timeout=context.time_remaining())
             try:
                 async for data in call:
                     for out in self._responses(method, data):

@@ -4,6 +4,7 @@ import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -90,7 +91,8 @@ async def look(fleet: Fleet) -> Leaks:
 async def _credits(fleet: Fleet) -> int:
     """Returns the dispatches in the last report of each router; reports replace each other."""
     last: dict[str, int] = {}
-    for _, fields in await fleet.redis.xrange(keys.credits()):
+    entries: Any = await fleet.redis.xrange(keys.credits())
+    for _, fields in entries:
         for data in fields.values():
             report = json.loads(data)
             last[report["router"]] = len(report["dispatches"])

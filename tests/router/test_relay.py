@@ -1,6 +1,7 @@
 """From a decode worker's frames to the steps of a request's task."""
 
 import asyncio
+import itertools
 from typing import Any, cast
 
 import pytest
@@ -119,3 +120,15 @@ async def test_beat_wakes_all_who_joined_together() -> None:
     async with asyncio.timeout(5):
         await woken.wait()
     assert seen == [0, 1, 2]
+
+
+async def test_a_beat_of_many_leaves_the_event_loop_time_for_others() -> None:
+    beat, woken, seen = ManualBeat(), list[int](), list[int]()
+    for number in range(1000):
+        beat.join(lambda number=number: woken.append(number))
+    beat.strike()
+    while len(woken) < 1000:
+        seen.append(len(woken))
+        await asyncio.sleep(0)
+    assert woken == list(range(1000))
+    assert max(b - a for a, b in itertools.pairwise(seen)) < 100
