@@ -44,8 +44,9 @@ def by_name(exporter: InMemorySpanExporter) -> dict[str, Any]:
 async def test_remote_prefill_shows_all_stages_under_the_request(
     fleet: WorkerFleet, spans: InMemorySpanExporter
 ) -> None:
-    prefill = await fleet.prefill("p0", FakeEngine(blocks=256))
+    # In this order: a worker that starts reads the fleet first, so p0 knows what d0 is called.
     decode = await fleet.decode("d0", FakeEngine(blocks=256))
+    prefill = await fleet.prefill("p0", FakeEngine(blocks=256))
     candidates = [prefill.candidate(queue_length=2)]
     await read(fleet.ask(decode, LONG, candidates, traceparent=TRACEPARENT))
     await eventually(lambda: len(spans.get_finished_spans()) == 5)
