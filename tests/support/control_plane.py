@@ -32,6 +32,11 @@ Call = ServedCall[Any, Any]
 Script = Callable[["FakeDecodeWorker", Call], Awaitable[None]]
 
 
+KV_BLOCKS = 1 << 20
+"""So many that no test fills them: admission reckons that who generates takes more every second,
+so with few of them a slow machine would see the pool full."""
+
+
 def token_at(position: int) -> int:
     """The token that every fake worker generates at a position of the whole sequence."""
     return 300 + position % 3000
@@ -146,7 +151,7 @@ class FakeDecodeWorker(decode_pb2_grpc.DecodeServiceServicer):
             kv_bytes_per_token=1024,
             kv_layout="fake",
             transfer_backend="fake",
-            kv_blocks=1024,
+            kv_blocks=KV_BLOCKS,
         )
 
     async def publish(self, **figures: Any) -> None:
