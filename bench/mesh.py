@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 
-from baton.local.probes import free_port
+from baton.ports import free_port
 from baton.rpc.channels import open_channel
 from baton.state.embedded import start_embedded
 from baton.v1 import router_pb2, router_pb2_grpc

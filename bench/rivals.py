@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baton.local.child import Child, log_tail
-from baton.local.probes import free_port
+from baton.ports import free_port
 from bench.children import ChildFailed, module, running_child, wait_for_line
 
 ENV_PYTHON = "SGLANG_ROUTER_PYTHON"

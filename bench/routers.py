@@ -28,7 +28,7 @@ from baton.client import Completion, Prompt, RequestOptions, RouterClient
 from baton.config import load_config
 from baton.errors import BatonError
 from baton.local.child import Child
-from baton.local.probes import free_port
+from baton.ports import free_port
 from baton.requests import SamplingParams
 from baton.rpc.server import Listening
 from baton.state.background import running

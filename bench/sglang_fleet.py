@@ -17,7 +17,7 @@ from baton.engine.rooms import new_room
 from baton.engine.sglang import AGGREGATED, DECODE, PREFILL, SglangEngine, SglangOptions
 from baton.kv.external import EngineTransport
 from baton.local.child import log_tail
-from baton.local.probes import free_port
+from baton.ports import free_port
 from baton.requests import EngineRequest, SamplingParams
 from baton.state.connect import connect
 from baton.state.embedded import start_embedded

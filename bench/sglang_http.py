@@ -18,7 +18,7 @@ from baton.engine.rooms import ROOM_BITS
 from baton.engine.sglang import DECODE, PREFILL
 from baton.engine.sglang.options import engine_arguments
 from baton.engine.sglang.start import new_places
-from baton.local.probes import free_port
+from baton.ports import free_port
 from bench.children import module, running_child
 from bench.drive import Outcome
 from bench.rivals import interpreter, router_command, wait_ready

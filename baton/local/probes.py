@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import socket
 from collections.abc import Collection
 
 import grpc
@@ -25,14 +24,6 @@ from baton.v1 import (
 logger = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 2.0
-
-
-def free_port(host: str) -> int:
-    """Returns a port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def redis_answers(redis: Redis, pid: int) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 import yaml
 
 import baton
-from baton.local import probes
 from baton.local.child import ChildSpec
 from baton.local.roles import Role
+from baton.ports import free_port
 from baton.state.embedded import HOST
 from baton.telemetry.exporters import PROMETHEUS_HOST, PROMETHEUS_PORT
 
@@ -35,7 +35,7 @@ class Scrape:
         if role is Role.REDIS:
             return spec
         if spec.name not in self._ports:
-            self._ports[spec.name] = (role, probes.free_port(HOST))
+            self._ports[spec.name] = (role, free_port(HOST))
             self._write()
         added = {
             "OTEL_METRICS_EXPORTER": "prometheus",

@@ -28,6 +28,7 @@ from baton.local.plan import StackOptions, make_plan
 from baton.local.pools import Hands, WorkerPools
 from baton.local.roles import STOP_ORDER, Role
 from baton.local.supervisor import Observer, Supervisor, Surroundings
+from baton.ports import free_port
 from baton.state.connect import connect, ping_or_fail
 from baton.state.embedded import HOST
 
@@ -105,7 +106,7 @@ class Stack:
 
     async def __aenter__(self) -> Self:
         plan = make_plan(self.options)
-        redis_port = probes.free_port(HOST) if plan.embeds_redis else 0
+        redis_port = free_port(HOST) if plan.embeds_redis else 0
         url = plan.redis_url(redis_port)
         redis = connect(url)
         self._exit.push_async_callback(redis.aclose)
@@ -244,7 +245,7 @@ class Stack:
         async with asyncio.timeout(self.options.ready_timeout_s):
             while not router.address and router.state is not MemberState.FAILED:
                 await probes.poll_pause()
-        port = wished_port or probes.free_port(self._shared.plan.gateway_host)
+        port = wished_port or free_port(self._shared.plan.gateway_host)
         self._add(Role.GATEWAY, _GATEWAY, port)
 
     def _add_worker(self, role: Role) -> Member:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from baton import launch
 from baton.errors import StartupError
+from baton.ports import free_port
 
 HOST = "127.0.0.1"
 
@@ -48,7 +49,7 @@ def start_embedded(
     """
     binary = find_redis_server()
     directory.mkdir(parents=True, exist_ok=True)
-    chosen = port or _free_port()
+    chosen = port or free_port(HOST)
     process = _spawn(binary, directory, chosen, maxmemory_bytes)
     server = EmbeddedRedis(process, chosen)
     try:
@@ -98,13 +99,6 @@ def _spawn(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait_until_ready(

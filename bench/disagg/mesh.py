@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from baton.compute import ComputeOptions
-from baton.local.probes import free_port
+from baton.ports import free_port
 from baton.state.embedded import start_embedded
 from bench.children import module, run_for_json, running_child
 from bench.disagg.offer import Offer, Point

@@ -11,6 +11,7 @@ from pathlib import Path
 from baton.local import probes
 from baton.local.child import Child, ChildSpec, start_child
 from baton.local.roles import Role
+from baton.ports import free_port
 from baton.state.connect import connect
 from baton.state.embedded import find_redis_server, server_arguments
 from tests.chaos.clock import CAN_STEP, Clock
@@ -172,7 +173,7 @@ class Fleet:
         host = await self._hosts.add() if self._hosts and is_apart else None
         # Redis is told to listen on loopback; what is not apart is reached through its proxy.
         listens_on = host.address if host else _LOOPBACK
-        port = probes.free_port(_LOOPBACK)
+        port = free_port(_LOOPBACK)
         proxy = FaultyProxy(port, listens_on, self._here)
         await proxy.start()
         self.proxies[name] = proxy

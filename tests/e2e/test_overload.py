@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from baton.client import Completion, Prompt, RequestOptions, RouterClient
 from baton.errors import OverloadedError
-from baton.local.probes import free_port
+from baton.ports import free_port
 from baton.requests import Priority, SamplingParams
 from baton.rpc.channels import open_channel
 from baton.v1 import admission_pb2, admission_pb2_grpc

@@ -17,8 +17,8 @@ import pytest
 from baton.client import Prompt, RequestOptions, RouterClient
 from baton.errors import InvalidRequestError
 from baton.local.plan import StackOptions
-from baton.local.probes import free_port
 from baton.local.stack import Stack
+from baton.ports import free_port
 from baton.requests import Priority, SamplingParams
 from tests.support.waiting import eventually
 

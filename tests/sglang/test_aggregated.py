@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from baton.local.probes import free_port
+from baton.ports import free_port
 from baton.telemetry import names
 from baton.v1 import types_pb2
 from tests.sglang.conftest import CONFIG, Fleet, prompt

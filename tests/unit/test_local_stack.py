@@ -17,10 +17,10 @@ from baton.errors import StartupError
 from baton.local.child import ChildSpec, log_tail, start_child
 from baton.local.member import Member, MemberState, StackEvent
 from baton.local.plan import StackOptions, make_plan
-from baton.local.probes import free_port
 from baton.local.roles import Role
 from baton.local.stack import Stack
 from baton.local.supervisor import Supervisor, Surroundings, ended
+from baton.ports import free_port
 from baton.state.connect import connect
 from baton.state.embedded import HOST
 from tests.support.waiting import eventually

@@ -6,7 +6,7 @@ from urllib.request import Request, urlopen
 import pytest
 
 from baton.errors import StartupError
-from baton.local.probes import free_port
+from baton.ports import free_port
 from baton.telemetry import names
 from baton.telemetry.exporters import SERIES_PER_METRIC
 from baton.telemetry.providers import exemplar_context, start_telemetry, trace_id_of, traceparent_of

@@ -1,7 +1,6 @@
 """What a start needs of the machine, and what a started engine says it is."""
 
 import secrets
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +15,15 @@ from baton.engine.sglang.options import (
     read_model_config,
 )
 from baton.models import tokenizer_digest
-
-LISTENING_PORTS = range(20_000, 30_000)
-"""Systems give none of these to connections, so one that is free stays so while an engine loads."""
+from baton.ports import free_port
 
 
 def new_places(directory: Path) -> Places:
     """Returns places that nobody uses; sockets of this machine are in `directory`."""
     name = secrets.token_hex(4)
     return Places(
-        _free_port(), f"ipc://{directory}/{name}-events", f"ipc://{directory}/{name}-replay"
+        free_port(""), f"ipc://{directory}/{name}-events", f"ipc://{directory}/{name}-replay"
     )
-
-
-def _free_port() -> int:
-    while True:
-        port = secrets.choice(LISTENING_PORTS)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("", port))
-            except OSError:
-                continue
-            return port
 
 
 def describe(
