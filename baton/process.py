@@ -4,7 +4,9 @@ A process that cannot start says why in one line on stderr and exits with CANNOT
 """
 
 import asyncio
+import faulthandler
 import logging
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,12 @@ from baton.telemetry.stalls import watch_loop
 logger = logging.getLogger(__name__)
 
 CANNOT_START = 2
+
+STOP_WITHIN_S = 40.0
+"""Longest that a process which was told to stop may take: drains have limits of their own."""
+
+END_WITHIN_S = 8.0
+"""Longest that a process may take to end once its service has: it sends its last telemetry."""
 
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Configuration file; else BATON_CONFIG or none.")
@@ -109,11 +117,27 @@ async def _run(service: str, config: Config, listening: Listening, serve: Serve)
     )
     try:
         await ping_or_fail(redis, url)
-        async with running(watch_loop(telemetry)):
+        async with running(watch_loop(telemetry)), running(_stop_in_time(stop)):
             await serve(Surroundings(config, listening, redis, telemetry, stop))
     finally:
+        _end_within(END_WITHIN_S)
         await redis.aclose()
         await asyncio.to_thread(telemetry.shutdown)
+
+
+async def _stop_in_time(stop: asyncio.Event) -> None:
+    await stop.wait()
+    _end_within(STOP_WITHIN_S)
+
+
+def _end_within(seconds: float) -> None:
+    """Has the kernel end the process after `seconds`, and says first where its threads stand.
+
+    A process that hangs at its end keeps its port and its supervisor waiting. Without memory for a
+    new thread it does: Python waits for ever for a thread that died at birth.
+    """
+    faulthandler.register(signal.SIGALRM, chain=True)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 async def stop_when_lost(registration: Registration, stop: asyncio.Event) -> None:
