@@ -8,6 +8,11 @@ import grpc
 from baton.api_keys import ENV_API_KEY
 from baton.rpc.identity import TARGET_NAME, Identity
 
+os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
+"""The thread that waits for gRPC's events in Python also waits for the sockets, as it did up to
+gRPC 1.76. With gRPC's own threads for that each message takes two more steps between threads: 0.45
+instead of 0.29 ms there and back. Read at the first channel or server of the process."""
+
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 """Largest message either way; a prompt of two million token ids still fits."""
 
