@@ -16,7 +16,7 @@ import typer
 import uvloop
 from redis.asyncio import Redis
 
-from baton.collector import quieten_collector
+from baton.collector import collect_in_steps, quieten_collector
 from baton.config import Config, load_config
 from baton.errors import ConfigError, RegistrationError, StartupError
 from baton.log import start_logging
@@ -117,7 +117,11 @@ async def _run(service: str, config: Config, listening: Listening, serve: Serve)
     )
     try:
         await ping_or_fail(redis, url)
-        async with running(watch_loop(telemetry)), running(_stop_in_time(stop)):
+        async with (
+            running(watch_loop(telemetry)),
+            running(collect_in_steps()),
+            running(_stop_in_time(stop)),
+        ):
             await serve(Surroundings(config, listening, redis, telemetry, stop))
     finally:
         _end_within(END_WITHIN_S)

@@ -1,0 +1,74 @@
+"""The collector of a service: small looks instead of long ones, and nothing missed for good."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from baton import collector
+from tests.support.waiting import eventually
+
+
+class Node:
+    """Something that can refer to itself."""
+
+    me: "Node | None" = None
+
+
+@pytest.fixture(autouse=True)
+def collector_as_before() -> Iterator[None]:
+    before = gc.get_threshold()
+    yield
+    gc.unfreeze()
+    gc.set_threshold(*before)
+
+
+@asynccontextmanager
+async def collecting() -> AsyncIterator[None]:
+    task = asyncio.create_task(collector.collect_in_steps())
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def test_cycle_is_freed_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collector, "_STEP_S", 0.01)
+    async with collecting():
+        node = Node()
+        node.me = node
+        seen = weakref.ref(node)
+        del node
+        await eventually(lambda: seen() is None)
+
+
+async def test_what_is_needed_is_looked_at_once_and_freed_when_it_no_longer_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collector, "_STEP_S", 0.01)
+    async with collecting():
+        node = Node()
+        seen = weakref.ref(node)
+        await eventually(lambda: not any(it is seen() for it in gc.get_objects()))
+        del node
+        assert seen() is None
+
+
+async def test_cycle_that_lived_long_is_freed_once_much_more_is_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(collector, "_STEP_S", 0.01)
+    monkeypatch.setattr(collector, "_STEPS_TO_COUNT", 1)
+    async with collecting():
+        node = Node()
+        node.me = node
+        seen = weakref.ref(node)
+        await eventually(lambda: not any(it is seen() for it in gc.get_objects()))
+        del node
+        await asyncio.sleep(0.05)
+        assert seen() is not None
+        monkeypatch.setattr(collector, "_MOST_MORE_OBJECTS", -(1 << 40))
+        await eventually(lambda: seen() is None)
