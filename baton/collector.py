@@ -2,12 +2,14 @@
 
 import asyncio
 import gc
-import itertools
+import resource
+import sys
 
 _ALLOCATIONS = 50_000
 _STEP_S = 0.1
-_STEPS_TO_COUNT = 300
-_MOST_MORE_OBJECTS = 500_000
+_MOST_GROWTH = 2.0
+_LEAST_GROWTH_BYTES = 512 * 2**20
+_PEAK_UNIT_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 def quieten_collector() -> None:
@@ -27,16 +29,20 @@ async def collect_in_steps() -> None:
     The collector's own generations end in looks at all that a thousand streams hold, each of which
     stops the event loop for a tenth of a second. What is still needed after its look is set aside:
     it is freed as usual when nobody refers to it, but a cycle that lived so long is missed. So all
-    is looked at again when far more is held than after the last time.
+    is looked at when the process has become twice as large and more since the last time.
     """
     gc.set_threshold(_ALLOCATIONS, 1_000_000, 1_000_000)  # the later generations are not used
-    held = gc.get_freeze_count()
-    for step in itertools.count(1):
+    looked_at_bytes = _peak_bytes()
+    while True:
         await asyncio.sleep(_STEP_S)
-        gc.collect(0)
-        gc.freeze()
-        if not step % _STEPS_TO_COUNT and gc.get_freeze_count() > 2 * held + _MOST_MORE_OBJECTS:
+        if _peak_bytes() > _MOST_GROWTH * looked_at_bytes + _LEAST_GROWTH_BYTES:
             gc.unfreeze()
             gc.collect()
-            gc.freeze()
-            held = gc.get_freeze_count()
+            looked_at_bytes = _peak_bytes()
+        else:
+            gc.collect(0)
+        gc.freeze()
+
+
+def _peak_bytes() -> int:
+    return _PEAK_UNIT_BYTES * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

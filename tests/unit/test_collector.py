@@ -57,11 +57,10 @@ async def test_what_is_needed_is_looked_at_once_and_freed_when_it_no_longer_is(
         assert seen() is None
 
 
-async def test_cycle_that_lived_long_is_freed_once_much_more_is_held(
+async def test_cycle_that_lived_long_is_freed_once_the_process_has_grown_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(collector, "_STEP_S", 0.01)
-    monkeypatch.setattr(collector, "_STEPS_TO_COUNT", 1)
     async with collecting():
         node = Node()
         node.me = node
@@ -70,5 +69,5 @@ async def test_cycle_that_lived_long_is_freed_once_much_more_is_held(
         del node
         await asyncio.sleep(0.05)
         assert seen() is not None
-        monkeypatch.setattr(collector, "_MOST_MORE_OBJECTS", -(1 << 40))
+        monkeypatch.setattr(collector, "_peak_bytes", lambda: 1 << 50)
         await eventually(lambda: seen() is None)
