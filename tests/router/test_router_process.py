@@ -11,6 +11,7 @@ import pytest
 
 from baton.config import Config
 from baton.errors import StartupError
+from baton.ports import free_port
 from baton.rpc.server import Listening
 from services.router.app import running_router
 from tests.support.control_plane import control_plane
@@ -40,9 +41,7 @@ async def refusal_of(process: Process) -> str:
 
 @pytest.mark.parametrize("module", SERVICES)
 async def test_without_redis_it_refuses_to_start(module: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"redis://127.0.0.1:{probe.getsockname()[1]}/0"
+    url = f"redis://127.0.0.1:{free_port('127.0.0.1')}/0"
     line = await refusal_of(await start(module, url, "--port", "0"))
     assert url in line
     assert "REDIS_URL" in line
@@ -74,9 +73,7 @@ async def test_signal_ends_it_well(module: str, redis_url: str) -> None:
 async def test_routers_share_a_port_only_when_told_to(redis_url: str) -> None:
     async with control_plane(redis_url) as plane:
         worker = await plane.decode("decode-0")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port("127.0.0.1")
         both = [Listening("127.0.0.1", port, f"router-{n}", shares_port=True) for n in (0, 1)]
         for listening in both:
             app = running_router(Config(), listening, plane.model, plane.redis, plane.telemetry)

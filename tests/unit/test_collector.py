@@ -3,12 +3,12 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 
 import pytest
 
 from baton import collector
+from baton.state.background import running
 from tests.support.waiting import eventually
 
 
@@ -19,25 +19,16 @@ class Node:
 
 
 @pytest.fixture(autouse=True)
-def collector_as_before() -> Iterator[None]:
+def quick_and_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = gc.get_threshold()
+    monkeypatch.setattr(collector, "_STEP_S", 0.01)
     yield
     gc.unfreeze()
     gc.set_threshold(*before)
 
 
-@asynccontextmanager
-async def collecting() -> AsyncIterator[None]:
-    task = asyncio.create_task(collector.collect_in_steps())
-    try:
-        yield
-    finally:
-        task.cancel()
-
-
-async def test_cycle_is_freed_at_the_next_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collector, "_STEP_S", 0.01)
-    async with collecting():
+async def test_cycle_is_freed_at_the_next_look() -> None:
+    async with running(collector.collect_in_steps()):
         node = Node()
         node.me = node
         seen = weakref.ref(node)
@@ -45,11 +36,8 @@ async def test_cycle_is_freed_at_the_next_look(monkeypatch: pytest.MonkeyPatch) 
         await eventually(lambda: seen() is None)
 
 
-async def test_what_is_needed_is_looked_at_once_and_freed_when_it_no_longer_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(collector, "_STEP_S", 0.01)
-    async with collecting():
+async def test_what_is_needed_is_looked_at_once_and_freed_when_it_no_longer_is() -> None:
+    async with running(collector.collect_in_steps()):
         node = Node()
         seen = weakref.ref(node)
         await eventually(lambda: not any(it is seen() for it in gc.get_objects()))
@@ -60,8 +48,7 @@ async def test_what_is_needed_is_looked_at_once_and_freed_when_it_no_longer_is(
 async def test_cycle_that_lived_long_is_freed_once_the_process_has_grown_much(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(collector, "_STEP_S", 0.01)
-    async with collecting():
+    async with running(collector.collect_in_steps()):
         node = Node()
         node.me = node
         seen = weakref.ref(node)
