@@ -241,6 +241,7 @@ def _command(
     ttft_ms: Annotated[float, typer.Option(help="Target for TTFT.")] = 1000.0,
     tpot_ms: Annotated[float, typer.Option(help="Target for TPOT.")] = 200.0,
     kv_tokens: int = 8192,
+    tp: Annotated[int, typer.Option(help="GPUs of each engine, all engines on the same.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="File that has each part's figures at once.")
     ] = None,
@@ -255,14 +256,17 @@ def _command(
         tuple(float(word) for word in rates.split(",") if word), seconds, ttft_ms, tpot_ms,
     )  # fmt: skip
     gpus = gpu_count()
+    if tp > max(1, gpus):
+        raise typer.BadParameter(f"--tp {tp} needs as many GPUs; this machine has {gpus}")
     with tempfile.TemporaryDirectory() as scratch:
-        setup = _setup(size, gpus, kv_tokens, Path(scratch))
+        setup = _setup(size, gpus, tp, kv_tokens, Path(scratch))
         run = Run(setup, work, out, rival=rival)
         # As the services do.
         figures = uvloop.run(run.run(Path(scratch)))
     device = _device(gpus)
-    details = {"size": size, "work": vars_of(work), "steps": run.steps}
-    emit("bench-sglang", {**figures, "device": f"{device}, {size}"}, details, record)
+    details = {"size": size, "tp_size": tp, "work": vars_of(work), "steps": run.steps}
+    name = f"{device}, {size}" + (f", TP {tp}" if tp > 1 else "")
+    emit("bench-sglang", {**figures, "device": name}, details, record)
 
 
 def vars_of(work: Work) -> dict[str, Any]:
@@ -270,7 +274,7 @@ def vars_of(work: Work) -> dict[str, Any]:
     return {name: getattr(work, name) for name in work.__slots__}
 
 
-def _setup(size: str, gpus: int, kv_tokens: int, directory: Path) -> Setup:
+def _setup(size: str, gpus: int, tp: int, kv_tokens: int, directory: Path) -> Setup:
     tiny = model_dir(DEFAULT_MODEL)
     model = tiny if size == "tiny" else write_shape(size, tiny, directory)
     if not gpus:
@@ -279,6 +283,8 @@ def _setup(size: str, gpus: int, kv_tokens: int, directory: Path) -> Setup:
     arguments = dict(GPU_ARGUMENTS)
     if size == "tiny":
         del arguments["load_format"]
+    if tp > 1:
+        return Setup(model, 16, kv_tokens, {**arguments, "tp_size": tp})
     placed = {name: {"base_gpu_id": 1} for name in ("d0", "a1")} if gpus > 1 else {}
     return Setup(model, 16, kv_tokens, arguments, placed)
 

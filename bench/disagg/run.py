@@ -28,6 +28,8 @@ _BUSY = 0.75
 _CALM = 0.35
 """Share of what the decode worker can do that the streams beside them take."""
 _WARM_S = 5.0
+_PACE_TOKENS = 512
+"""Of the prompt that the pace is taken from, before stretching."""
 _REQUESTS = 16
 """Of the comparison of engines."""
 
@@ -84,7 +86,7 @@ class Bench:
         engine = plain.open_engine(self._model, s.device, s.dtype, self._kv_mib())
         await plain.start(engine)
         try:
-            pace = await plain.measure_pace(engine, 512)
+            pace = await plain.measure_pace(engine, round(_PACE_TOKENS * s.stretch))
             report.note(str(pace))
             self._state.put("pace", asdict(pace))
             torch.set_num_threads(len(os.sched_getaffinity(0)))
