@@ -11,6 +11,7 @@ import torch
 from baton.blocks import root_hash
 from baton.engine.admit import ReservationBook
 from baton.engine.base import EngineCapabilities
+from baton.engine.torch.graphcheck import choose_decode_graphs
 from baton.engine.torch.host_memory import TorchHostMemory
 from baton.engine.torch.loop import Output, StepLoop
 from baton.engine.torch.model import LoadedModel, load_model
@@ -78,6 +79,7 @@ def assemble(
     kv = allocate_kv(model, options.block_size, options.kv_memory_bytes)
     logger.info("warming up device=%s", model.device)
     kernel = choose_decode_kernel(model, kv)
+    graphs = choose_decode_graphs(model, kv, kernel, options.max_running)
     block_count = kv.tensor.shape[0]
     block_bytes = kv.tensor[0].nbytes
     layout = kv_layout(model, options.block_size)
@@ -95,7 +97,8 @@ def assemble(
         max_running=options.max_running,
         sizer=sizer,
     )
-    steps = StepLoop(StepRunner(model, kv, kernel), scheduler, options.block_size, post, sizer)
+    runner = StepRunner(model, kv, kernel, graphs)
+    steps = StepLoop(runner, scheduler, options.block_size, post, sizer)
     return StartedEngine(
         model=model,
         capabilities=EngineCapabilities(

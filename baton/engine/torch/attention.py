@@ -147,7 +147,10 @@ class DecodeKernel(Protocol):
         scaling: float | None,
         window: int | None,
     ) -> torch.Tensor:
-        """Returns [sequences, heads, head size] for queries [heads, sequences, head size]."""
+        """Returns [sequences, heads, head size] for queries [heads, sequences, head size].
+
+        A table's columns beyond its sequence's length hold anything and are not read.
+        """
         ...
 
 

@@ -17,6 +17,7 @@ from baton.engine.torch.attention import (
     PagedStep,
     PrefillChunk,
 )
+from baton.engine.torch.graphs import DecodeGraphs, DecodeInputs
 from baton.engine.torch.job import Job
 from baton.engine.torch.model import LoadedModel
 from baton.engine.torch.ranges import named_range
@@ -48,14 +49,22 @@ class _Batch(NamedTuple):
 
 
 class StepRunner:
-    """Turns chunks into one flat batch, runs it and samples. Used by one thread."""
+    """Turns chunks into one flat batch, runs it and samples. Used by one thread.
+
+    With `graphs`, steps of only decodes are replayed where there is room for them.
+    """
 
     def __init__(
-        self, model: LoadedModel, kv: KvTensor, kernel: DecodeKernel | None = None
+        self,
+        model: LoadedModel,
+        kv: KvTensor,
+        kernel: DecodeKernel | None = None,
+        graphs: DecodeGraphs | None = None,
     ) -> None:
         self._model = model
         self._kv = kv
         self._kernel = kernel
+        self._graphs = graphs
 
     def run(self, chunks: Sequence[Chunk]) -> list[Sampled]:
         """Computes all chunks; returns the next token of those that reach their job's end."""
@@ -70,7 +79,7 @@ class StepRunner:
         return [Sampled(*pair) for pair in zip(jobs, choices, strict=True)]
 
     def logits(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Computes all chunks; returns logits [rows, vocabulary] instead of tokens."""
+        """Computes all chunks; returns logits [rows, vocabulary] until the next step."""
         return self._forward(_batch_order(chunks))
 
     def wait_for_writes(self) -> None:
@@ -79,11 +88,27 @@ class StepRunner:
             torch.cuda.default_stream(self._model.device).synchronize()
 
     def _forward(self, ordered: Sequence[Chunk]) -> torch.Tensor:
-        device = self._model.device
+        graphs, device = self._graphs, self._model.device
+        if graphs is not None and _fits(graphs, ordered):
+            return self._replay(graphs, ordered)
         with named_range("baton.prepare", device):
             batch = self._batch(ordered)
         with named_range(f"baton.forward tokens={batch.input_ids.shape[0]}", device):
             return self._model.forward(*batch)
+
+    def _replay(self, graphs: DecodeGraphs, decodes: Sequence[Chunk]) -> torch.Tensor:
+        device = self._model.device
+        with named_range("baton.prepare", device):
+            graphs.load(self._decode_inputs(decodes))
+        with named_range(f"baton.forward tokens={len(decodes)}", device):
+            return graphs.replay(len(decodes))
+
+    def _decode_inputs(self, decodes: Sequence[Chunk]) -> DecodeInputs:
+        ids = torch.tensor([chunk.job.tokens[chunk.start] for chunk in decodes])
+        positions = torch.tensor([chunk.start for chunk in decodes])
+        return DecodeInputs(
+            ids, positions, self._slots(decodes, positions), self._decode_tables(decodes)
+        )
 
     def _batch(self, ordered: Sequence[Chunk]) -> "_Batch":
         decodes = [chunk for chunk in ordered if chunk.count == 1]
@@ -129,12 +154,11 @@ class StepRunner:
         self, decodes: Sequence[Chunk], starts: torch.Tensor
     ) -> Sequence[DecodeBatch]:
         """Groups decodes, sorted by width, so that padding at most doubles what is gathered."""
-        size = self._kv.block_size
-        widths = [blocks_for(chunk.start + 1, size) for chunk in decodes]
         if self._kernel is not None and decodes:
-            tables = _padded([chunk.job.blocks for chunk in decodes], widths)
+            tables = self._to_device(self._decode_tables(decodes))
             lengths = self._to_device(starts + 1)
-            return [KernelDecodes(self._kernel, 0, len(decodes), self._to_device(tables), lengths)]
+            return [KernelDecodes(self._kernel, 0, len(decodes), tables, lengths)]
+        widths = self._widths(decodes)
         return [
             DecodeGroup(
                 first,
@@ -144,6 +168,12 @@ class StepRunner:
             )
             for first, end in _groups(widths)
         ]
+
+    def _decode_tables(self, decodes: Sequence[Chunk]) -> torch.Tensor:
+        return _padded([chunk.job.blocks for chunk in decodes], self._widths(decodes))
+
+    def _widths(self, decodes: Sequence[Chunk]) -> list[int]:
+        return [blocks_for(chunk.start + 1, self._kv.block_size) for chunk in decodes]
 
     def _prefill_chunks(self, chunks: Sequence[Chunk], first: int) -> list[PrefillChunk]:
         prefills: list[PrefillChunk] = []
@@ -159,6 +189,15 @@ class StepRunner:
 
     def _to_device(self, values: torch.Tensor) -> torch.Tensor:
         return values.to(self._model.device, non_blocking=True)
+
+
+def _fits(graphs: DecodeGraphs, ordered: Sequence[Chunk]) -> bool:
+    """Tells whether a step, in batch order, is only decodes and a graph has room for them."""
+    return (
+        ordered[-1].count == 1
+        and all(chunk.samples for chunk in ordered)
+        and graphs.has_room(len(ordered), ordered[0].start + 1)
+    )
 
 
 def _tensor(values: "array[int]") -> torch.Tensor:

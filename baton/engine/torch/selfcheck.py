@@ -19,7 +19,7 @@ from baton.requests import EngineRequest, SamplingParams
 
 logger = logging.getLogger(__name__)
 
-_MOST_DISTANCE = 0.01
+LEAST_ALLOWED_DISTANCE = 0.01
 """One minus the cosine of two logit vectors; in float32 it stays below 1e-5."""
 _ROUNDING_FACTOR = 4.0
 """How much further than the library's own two attentions from each other ours may be. Deep models
@@ -51,31 +51,41 @@ def check_paged_attention(model: LoadedModel, kv: KvTensor, kernel: DecodeKernel
     Also warms the model up. Writes to the pool's first blocks, so it runs before anything else.
     Raises StartupError when the model cannot be served.
     """
-    length = min(2 * kv.block_size, model.context_length - 1)
-    ids = [(7 * index + 3) % model.vocab_size for index in range(length)]
+    ids = check_tokens(model, min(2 * kv.block_size, model.context_length - 1))
     with torch.inference_mode():
         paged = _paged_logits(model, kv, kernel, ids)
-        reference = _reference_logits(model, ids, "eager")
-        distance = _distance(paged, reference)
-        most = _MOST_DISTANCE
-        if not distance < most and model.dtype is not torch.float32:
-            rounding = _distance(_reference_logits(model, ids, "sdpa"), reference)
-            most = max(most, _ROUNDING_FACTOR * rounding)
-    if not distance < most:
+        distance = logit_distance(paged, _reference_logits(model, ids, "eager"))
+        is_near = distance < LEAST_ALLOWED_DISTANCE or distance < allowed_distance(model, ids)
+    if not is_near:
         raise StartupError(
             f"model {model.name!r} cannot be served: with paged attention its logits differ from "
             f"its own (cosine {1 - distance:.4f}), so its attention is not standard"
         )
 
 
-def _distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
-    return 1 - torch.cosine_similarity(logits.float(), reference.float(), dim=-1).item()
+def logit_distance(logits: torch.Tensor, reference: torch.Tensor) -> float:
+    """Returns one minus the cosine of two logit vectors, of the worst row where there are many."""
+    return 1 - torch.cosine_similarity(logits.float(), reference.float(), dim=-1).min().item()
+
+
+def allowed_distance(model: LoadedModel, ids: Sequence[int]) -> float:
+    """Returns how far logits may be from each other where only rounding differs."""
+    if model.dtype is torch.float32:
+        return LEAST_ALLOWED_DISTANCE
+    reference = _reference_logits(model, ids, "eager")
+    rounding = logit_distance(_reference_logits(model, ids, "sdpa"), reference)
+    return max(LEAST_ALLOWED_DISTANCE, _ROUNDING_FACTOR * rounding)
+
+
+def check_tokens(model: LoadedModel, length: int) -> list[int]:
+    """Returns a prompt of known tokens."""
+    return [(7 * index + 3) % model.vocab_size for index in range(length)]
 
 
 def _paged_logits(
     model: LoadedModel, kv: KvTensor, kernel: DecodeKernel | None, ids: Sequence[int]
 ) -> torch.Tensor:
-    job = _job(ids)
+    job = check_job(ids, (0, 1))
     runner = StepRunner(model, kv, kernel)
     bounds = sorted({0, len(ids) // 2, len(ids) - 1, len(ids)})
     for start, end in itertools.pairwise(bounds):
@@ -95,7 +105,8 @@ def _reference_logits(model: LoadedModel, ids: Sequence[int], attention: str) ->
     return logits
 
 
-def _job(ids: Sequence[int]) -> Job:
+def check_job(ids: Sequence[int], blocks: Sequence[int]) -> Job:
+    """Returns a job of which nothing is known but its tokens and blocks."""
     name = "selfcheck"
     return Job(
         request=EngineRequest(name, tuple(ids), SamplingParams()),
@@ -106,5 +117,5 @@ def _job(ids: Sequence[int]) -> Job:
         submitted_s=0.0,
         on_event=lambda _: None,
         tokens=list(ids),
-        blocks=array("q", (0, 1)),
+        blocks=array("q", blocks),
     )
