@@ -118,10 +118,13 @@ class _Session(Generic[CommandT, EventT]):
         self._outbox: Outbox[EventT] = Outbox(pace)
 
     async def read(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-        while (request := await context.read()) is not grpc.aio.EOF:
-            self._pace.note()
-            for command in request.commands:
-                self._take(command)
+        try:
+            while (request := await context.read()) is not grpc.aio.EOF:
+                self._pace.note()
+                for command in request.commands:
+                    self._take(command)
+        except grpc.aio.BaseError:
+            return  # the server stopped meanwhile, which ends the link as well
 
     async def write(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         while True:

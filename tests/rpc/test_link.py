@@ -78,6 +78,9 @@ class LeavingPeer:
         if self._commands:
             return DECODE_LINK.request(commands=[self._commands.pop(0)])
         await self._noticed.wait()
+        return self._end()
+
+    def _end(self) -> Any:
         return grpc.aio.EOF
 
     async def write(self, message: Any) -> None:
@@ -85,7 +88,15 @@ class LeavingPeer:
         raise grpc.aio.InternalError('Failed "execute_batch"')
 
 
-async def test_peer_that_leaves_during_a_write_ends_the_link_without_an_error() -> None:
+class StoppedServer(LeavingPeer):
+    """The context of a server that stopped while a message was on its way."""
+
+    def _end(self) -> Any:
+        raise grpc.aio.BaseError("Server already stopped.")
+
+
+@pytest.mark.parametrize("kind", [LeavingPeer, StoppedServer])
+async def test_link_that_ends_during_a_write_ends_without_an_error(kind: Any) -> None:
     cancelled = asyncio.Event()
 
     async def handler(call: Call) -> None:
@@ -98,7 +109,7 @@ async def test_peer_that_leaves_during_a_write_ends_the_link_without_an_error() 
 
     begin = start()
     begin.stream_id, begin.context.window = 1, WINDOW_EVENTS
-    peer: Any = LeavingPeer(begin)
+    peer: Any = kind(begin)
     await serve_link(DECODE_LINK, handler, peer)
     assert cancelled.is_set()
 
