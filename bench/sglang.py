@@ -241,6 +241,7 @@ def _command(
     ttft_ms: Annotated[float, typer.Option(help="Target for TTFT.")] = 1000.0,
     tpot_ms: Annotated[float, typer.Option(help="Target for TPOT.")] = 200.0,
     kv_tokens: int = 8192,
+    block_size: Annotated[int, typer.Option(help="Tokens of a block; SGLang's page.")] = 16,
     tp: Annotated[int, typer.Option(help="GPUs of each engine, all engines on the same.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="File that has each part's figures at once.")
@@ -259,12 +260,18 @@ def _command(
     if tp > max(1, gpus):
         raise typer.BadParameter(f"--tp {tp} needs as many GPUs; this machine has {gpus}")
     with tempfile.TemporaryDirectory() as scratch:
-        setup = _setup(size, gpus, tp, kv_tokens, Path(scratch))
+        setup = _setup(size, gpus, tp, block_size, kv_tokens, Path(scratch))
         run = Run(setup, work, out, rival=rival)
         # As the services do.
         figures = uvloop.run(run.run(Path(scratch)))
     device = _device(gpus)
-    details = {"size": size, "tp_size": tp, "work": vars_of(work), "steps": run.steps}
+    details = {
+        "size": size,
+        "tp_size": tp,
+        "block_size": block_size,
+        "work": vars_of(work),
+        "steps": run.steps,
+    }
     name = f"{device}, {size}" + (f", TP {tp}" if tp > 1 else "")
     emit("bench-sglang", {**figures, "device": name}, details, record)
 
@@ -274,19 +281,21 @@ def vars_of(work: Work) -> dict[str, Any]:
     return {name: getattr(work, name) for name in work.__slots__}
 
 
-def _setup(size: str, gpus: int, tp: int, kv_tokens: int, directory: Path) -> Setup:
+def _setup(
+    size: str, gpus: int, tp: int, block_size: int, kv_tokens: int, directory: Path
+) -> Setup:
     tiny = model_dir(DEFAULT_MODEL)
     model = tiny if size == "tiny" else write_shape(size, tiny, directory)
     if not gpus:
         arguments = yaml.safe_load(CPU_CONFIG.read_text(encoding="utf-8"))["engine"]["sglang"]
-        return Setup(model, 16, kv_tokens, arguments)
+        return Setup(model, block_size, kv_tokens, arguments)
     arguments = dict(GPU_ARGUMENTS)
     if size == "tiny":
         del arguments["load_format"]
     if tp > 1:
-        return Setup(model, 16, kv_tokens, {**arguments, "tp_size": tp})
+        return Setup(model, block_size, kv_tokens, {**arguments, "tp_size": tp})
     placed = {name: {"base_gpu_id": 1} for name in ("d0", "a1")} if gpus > 1 else {}
-    return Setup(model, 16, kv_tokens, arguments, placed)
+    return Setup(model, block_size, kv_tokens, arguments, placed)
 
 
 def _device(gpus: int) -> str:
