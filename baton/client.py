@@ -24,6 +24,7 @@ from baton.rpc.channels import MAX_MESSAGE_BYTES, open_channel
 from baton.rpc.link import PEER_LOST, LinkPool
 from baton.rpc.links import DECODE_LINK, ROUTER_LINK
 from baton.rpc.pace import Pace
+from baton.rpc.packed import put_ids
 from baton.rpc.sampling import sampling_message
 from baton.rpc.status import duration, from_rpc_error
 from baton.v1 import decode_link_pb2, router_pb2, router_pb2_grpc, types_pb2
@@ -285,12 +286,13 @@ def _request(prompt: Prompt, options: RequestOptions) -> router_pb2.GenerateRequ
         messages=[
             router_pb2.ChatMessage(role=turn.role, content=turn.content) for turn in prompt.turns
         ],
-        input_ids=prompt.input_ids,
         priority=types_pb2.Priority.ValueType(options.priority),
         tenant=options.tenant,
         session_id=options.session_id,
         cache_salt=options.cache_salt,
     )
+    if prompt.input_ids:
+        put_ids(request, router_pb2.GenerateRequest.INPUT_IDS_FIELD_NUMBER, prompt.input_ids)
     if options.sampling is not None:
         request.sampling_params.CopyFrom(sampling_message(options.sampling))
     if options.ttft_slo_s is not None:

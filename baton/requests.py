@@ -1,6 +1,7 @@
 """A generation request as every service sees it after the door checked it."""
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -47,7 +48,7 @@ class EngineRequest:
     """
 
     request_id: str
-    input_ids: tuple[int, ...]
+    input_ids: Sequence[int]
     sampling: SamplingParams
     priority: Priority = Priority.NORMAL
     cache_salt: str = ""

@@ -4,7 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Callable, Sequence
 
-from baton.blocks import blocks_for
+from baton.blocks import all_below, blocks_for
 from baton.engine.base import EngineCapabilities, Reservation
 from baton.errors import BatonError, InvalidRequestError, OverloadedError, PreconditionError
 from baton.kv.pool import BlockPool
@@ -20,17 +20,22 @@ def longest_sequence(capabilities: EngineCapabilities) -> int:
 
 def check_request(request: EngineRequest, capabilities: EngineCapabilities) -> None:
     """Raises InvalidRequestError for what an engine can never serve."""
-    ids, limit = request.input_ids, longest_sequence(capabilities)
-    if not 0 < len(ids) < limit:
-        raise InvalidRequestError(
-            f"the prompt has {len(ids)} tokens; between 1 and {limit - 1} can be served",
-            reason="PROMPT_LENGTH",
-            field="input_ids",
-        )
-    if min(ids) < 0 or max(ids) >= capabilities.vocab_size:
+    check_length(request, capabilities)
+    if not all_below(request.input_ids, capabilities.vocab_size):
         raise InvalidRequestError(
             f"token ids must be below {capabilities.vocab_size}",
             reason="TOKEN_RANGE",
+            field="input_ids",
+        )
+
+
+def check_length(request: EngineRequest, capabilities: EngineCapabilities) -> None:
+    """Raises InvalidRequestError for a prompt that no sequence of the engine can hold."""
+    tokens, limit = len(request.input_ids), longest_sequence(capabilities)
+    if not 0 < tokens < limit:
+        raise InvalidRequestError(
+            f"the prompt has {tokens} tokens; between 1 and {limit - 1} can be served",
+            reason="PROMPT_LENGTH",
             field="input_ids",
         )
 

@@ -13,6 +13,12 @@ _SAMPLING_SCALARS = (
 
 def sampling_params(message: types_pb2.SamplingParams) -> SamplingParams:
     """Returns the parameters; what is not given takes the default."""
+    return _read(message.SerializeToString())
+
+
+@lru_cache(maxsize=256)
+def _read(encoded: bytes) -> SamplingParams:
+    message = types_pb2.SamplingParams.FromString(encoded)
     given: dict[str, Any] = {
         descriptor.name: value
         for descriptor, value in message.ListFields()

@@ -8,7 +8,9 @@ from typing import NamedTuple
 MAX_BLOCKS = 1 << 18
 """Blocks of all live predictions together; beyond it the oldest end early."""
 
-_ENDED_AT_ONCE = 1
+_ENDED_AT_ONCE = 2
+_MOST_ADDED = 64
+"""Predictions that wait to be worked in where nobody looks."""
 
 
 class _Holders:
@@ -48,12 +50,28 @@ class Predictions:
         self._by_hash: dict[int, _Holders] = {}
         self._queue: deque[_Prediction] = deque()
         self._queued_blocks = 0
+        self._added: list[tuple[int, Sequence[int], float]] = []
 
     def __len__(self) -> int:
         return len(self._by_hash)
 
     def add(self, bit: int, hashes: Sequence[int], now_s: float) -> None:
-        """Expects the worker of `bit` to hold `hashes` for `ttl_s` from now."""
+        """Expects the worker of `bit` to hold `hashes` for `ttl_s` from now.
+
+        It is worked in by `settle` or when somebody next looks: whoever adds it is just sending a
+        request off.
+        """
+        self._added.append((bit, hashes, now_s))
+        if len(self._added) > _MOST_ADDED:
+            self.settle()
+
+    def settle(self) -> None:
+        """Works in what was added, at a moment when nobody waits for it."""
+        added, self._added = self._added, []
+        for prediction in added:
+            self._work_in(*prediction)
+
+    def _work_in(self, bit: int, hashes: Sequence[int], now_s: float) -> None:
         expires_s = now_s + self._ttl_s
         if self._by_hash.keys().isdisjoint(hashes):
             holders = [_Holders({bit: expires_s})]
@@ -81,9 +99,10 @@ class Predictions:
     def expire(self, now_s: float) -> None:
         """Ends predictions whose time is up: all, where none is left, or else the oldest.
 
-        Each request adds two at most and asks as often, so one at a time keeps up, and no request
-        pays for the many that a burst left behind: `overlay` leaves out what is not ended yet.
+        Each request adds two at most and asks once, so two at a time keep up, and no request pays
+        for the many that a burst left behind: `overlay` leaves out what is not ended yet.
         """
+        self.settle()
         queue = self._queue
         if queue and queue[-1].expires_s <= now_s:
             self._by_hash.clear()
@@ -116,6 +135,7 @@ class Predictions:
 
     def forget(self, bit: int) -> None:
         """Ends all predictions for one worker."""
+        self.settle()
         for prediction in self._queue:
             for holders in prediction.holders:
                 holders.forget(bit)

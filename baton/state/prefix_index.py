@@ -125,9 +125,12 @@ class PrefixIndex:
         ignored, so a dispatch that raced with a worker's end leaves nothing behind.
         """
         bit = self._slots.bit(worker)
-        self._predictions.expire(now_s)
         if bit and hashes:
             self._predictions.add(bit, hashes, now_s)
+
+    def settle(self) -> None:
+        """Works in what was predicted; call it once the request is on its way."""
+        self._predictions.settle()
 
     def match(self, hashes: Sequence[int], now_s: float) -> dict[str, int]:
         """Returns how many blocks from the start of the chain each worker holds, if any."""

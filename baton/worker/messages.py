@@ -4,7 +4,7 @@ from baton.engine.rooms import Room
 from baton.errors import InvalidRequestError
 from baton.kv.transfer import KvDestination, KvReceipt
 from baton.requests import EngineRequest, Priority
-from baton.rpc.packed import take_ids
+from baton.rpc.packed import put_ids, take_ids
 from baton.rpc.sampling import sampling_message, sampling_params
 from baton.v1 import decode_link_pb2, prefill_link_pb2, types_pb2
 
@@ -15,7 +15,7 @@ def engine_request(start: Start, traceparent: str = "") -> EngineRequest:
     """Returns the request in a start frame. Raises InvalidRequestError for a bad priority."""
     return EngineRequest(
         request_id=start.request_id,
-        input_ids=tuple(take_ids(start, "input_ids")),
+        input_ids=take_ids(start, "input_ids"),
         sampling=sampling_params(start.sampling_params),
         priority=_priority(start.priority),
         cache_salt=start.cache_salt,
@@ -30,13 +30,13 @@ def prefill_start(
     """Returns the frame that asks for a prefill, or for what is cached, into blocks or a room."""
     start = prefill_link_pb2.PrefillStart(
         request_id=request.request_id,
-        input_ids=request.input_ids,
         sampling_params=sampling_message(request.sampling),
         priority=types_pb2.Priority.ValueType(request.priority),
         cache_salt=request.cache_salt,
         resumed_tokens=request.resumed_tokens,
         cached_only=cached_only,
     )
+    put_ids(start, prefill_link_pb2.PrefillStart.INPUT_IDS_FIELD_NUMBER, request.input_ids)
     if isinstance(where, Room):
         room = prefill_link_pb2.Room(rendezvous=where.rendezvous, number=where.number)
         start.room.CopyFrom(room)

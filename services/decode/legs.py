@@ -115,8 +115,12 @@ class Legs:
             timeout_s=PREFILL_TIMEOUT_S if left_s is None else left_s,
             traceparent=job.traceparent,
         )
-        # Leaving cancels whichever leg still runs, and waits until its engine let go.
-        async with call, aclosing(self._engine.generate_from_room(job.request, room)) as events:
+        async with AsyncExitStack() as held:
+            # Leaving cancels whichever leg still runs, and waits until its engine let go.
+            await held.enter_async_context(call)
+            await asyncio.sleep(0)  # the message leaves before the leg here is even begun
+            events = self._engine.generate_from_room(job.request, room)
+            await held.enter_async_context(aclosing(events))
             done = asyncio.ensure_future(result(call))
             first = asyncio.ensure_future(anext(events))
             try:

@@ -45,7 +45,8 @@ class JobRecord:
 
     def prompt_ready(self, ready: PromptReady) -> None:
         """Records where and how the prompt was computed."""
-        self._span.set_attributes(_describe(ready))
+        if self._span.is_recording():
+            self._span.set_attributes(_describe(ready))
         if not ready.is_remote:
             self._recorder.record_local_prefill(self._job, ready)
 

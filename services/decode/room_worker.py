@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 
-from baton.engine.admit import check_request
+from baton.engine.admit import check_length
 from baton.engine.base import Prefilled
 from baton.engine.rooms import RoomEngine
 from baton.errors import DeadlineError
@@ -45,8 +45,10 @@ class RoomDecodeWorker:
         of them were full, and what the engine raises.
         """
         arrived_s, capabilities = time.monotonic(), self._engine.capabilities
-        check_request(job.request, capabilities)
-        job = replace(job, request=replace(job.request, traceparent=job.traceparent))
+        # Before either leg is dispatched; what the tokens are, both engines check.
+        check_length(job.request, capabilities)
+        if job.traceparent:
+            job = replace(job, request=replace(job.request, traceparent=job.traceparent))
         matched = self._engine.match(job.request)
         decision = fit_to_engine(
             decide(self._policy, job, matched, self._engine, self._costs.model),

@@ -122,6 +122,10 @@ class Candidates:
             missing = hashes[cached_tokens // self.block_size :]
             self._index.predict(incarnation, missing, self._clock())
 
+    def settle(self) -> None:
+        """Works in what `predict` was told, which can wait until the request is on its way."""
+        self._index.settle()
+
     def prefill(self, cached: Mapping[str, int]) -> list[PrefillView]:
         """Returns the prefill workers, by worker id."""
         return self._prefills.views(self.workers(WorkerRole.PREFILL), cached, self._clock())

@@ -1,5 +1,6 @@
 """Sends a generation to a decode worker, and to the next one when that worker is lost."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -192,6 +193,7 @@ class Dispatcher:
             receiver=relay,
         )
         generation.sent_s = time.monotonic()
+        asyncio.get_running_loop().call_soon(self._candidates.settle)
         has_finished = False
         try:
             while (progress := await relay.next(call)) is not None:

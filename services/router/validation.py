@@ -6,6 +6,7 @@ from itertools import starmap
 
 from google.protobuf.duration_pb2 import Duration
 
+from baton.blocks import all_below
 from baton.errors import InvalidRequestError, UnknownModelError
 from baton.requests import Priority, SamplingParams
 from baton.rpc.packed import take_ids
@@ -64,10 +65,10 @@ def check_tokens(
             f"model's context of {context_length} allows {context_length - 1}",
             field=field,
         )
-    largest = max(input_ids)
-    if largest >= vocab_size:
+    if not all_below(input_ids, vocab_size):
         raise InvalidRequestError(
-            f"token id {largest} is not below the vocabulary's size of {vocab_size}", field=field
+            f"token id {max(input_ids)} is not below the vocabulary's size of {vocab_size}",
+            field=field,
         )
 
 

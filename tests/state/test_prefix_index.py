@@ -139,6 +139,20 @@ def test_prediction_ends_unless_confirmed() -> None:
     assert index.match([1, 2], 12.0) == {"w0": 1}
 
 
+def test_prediction_counts_whether_or_not_it_was_worked_in() -> None:
+    index = PrefixIndex(prediction_ttl_s=TTL_S)
+    for number, worker in enumerate(("w0", "w1")):
+        index.add(worker)
+        index.predict(worker, [1, 2][: number + 1], now_s=10.0)
+        if number:
+            index.settle()
+
+    assert index.match([1, 2], 10.0) == {"w0": 1, "w1": 2}
+    index.predict("w0", [1, 2], now_s=11.0)
+    assert index.match([1, 2], 11.0) == {"w0": 2, "w1": 2}
+    assert index.match([1, 2], 12.5) == {"w0": 2}
+
+
 def test_ended_predictions_of_a_burst_are_not_found_and_go_a_few_at_a_time() -> None:
     index = PrefixIndex(prediction_ttl_s=TTL_S)
     index.add("w0")

@@ -1,9 +1,11 @@
 """Block hashes name prefixes: equal exactly when everything before is equal."""
 
+from array import array
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baton.blocks import block_hashes, blocks_digest, blocks_for, root_hash
+from baton.blocks import all_below, block_hashes, blocks_digest, blocks_for, root_hash
 
 TOKENS = st.lists(st.integers(0, 2**32 - 1), max_size=64)
 ROOT = root_hash("model")
@@ -19,6 +21,20 @@ def test_partial_tail_has_no_hash() -> None:
     assert len(block_hashes(range(15), 4, ROOT)) == 3
     assert blocks_for(15, 4) == 4
     assert blocks_for(0, 4) == 0
+
+
+@given(st.lists(st.integers(-1, 2**32), max_size=40), st.integers(1, 2**31))
+def test_all_ids_are_looked_at(ids: list[int], limit: int) -> None:
+    assert all_below(ids, limit) == all(0 <= token < limit for token in ids)
+
+
+@given(st.integers(1, 2**31), st.integers(0, 30), st.integers(0, 30))
+def test_the_limit_itself_is_not_below(limit: int, before: int, after: int) -> None:
+    ids = array("I", [limit - 1] * before)
+    assert all_below(ids, limit)
+    ids.append(limit)
+    ids.extend([0] * after)
+    assert not all_below(ids, limit)
 
 
 def test_salt_and_model_separate_equal_prompts() -> None:

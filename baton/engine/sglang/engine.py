@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from baton.blocks import block_hashes, root_hash
+from baton.blocks import chained_hashes, root_hash
 from baton.engine.admit import check_request
 from baton.engine.base import (
     EngineCapabilities,
@@ -146,7 +146,7 @@ class SglangEngine:
         size = self._options.block_size
         root = root_hash(self.capabilities.model, request.cache_salt)
         matched = 0
-        for block_hash in block_hashes(request.input_ids, size, root):
+        for block_hash in chained_hashes(request.input_ids, size, root):
             if not self._mirror.holds(block_hash):
                 break
             matched += size
