@@ -1,6 +1,7 @@
 """Measures one part of the comparison after the other and keeps each."""
 
 import gc
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,8 +12,10 @@ import torch
 
 from baton.compute import ComputeOptions
 from bench import report
+from bench.children import module, run_for_json
 from bench.disagg import plain
 from bench.disagg.mesh import Hardware, offered, running_pair
+from bench.disagg.neighbour import Place
 from bench.disagg.offer import HEAD, Offer, Point, Stream, row
 from bench.disagg.state import State
 from bench.disagg.work import WORKLOADS, Pace, Shape, Slo, Workload, arrivals
@@ -159,6 +162,16 @@ class Bench:
                 report.note(row(name, point))
                 found[name] = asdict(point)
         self._state.put("interference", found)
+        place = Place(
+            str(self._model.resolve()),
+            self._settings.device,
+            self._settings.dtype,
+            self._kv_mib(),
+            heavy.prompt,
+            sorted(os.sched_getaffinity(0)),
+        )
+        command = module("bench.disagg.neighbour", json.dumps(asdict(place)))
+        self._state.put("machine", await run_for_json("neighbour", command, folder))
 
     async def _warm(self, mesh: str, shapes: tuple[Shape, ...], slo: Slo, folder: Path) -> None:
         """Lets pairs, memory and costs settle."""

@@ -19,6 +19,7 @@ def figures(state: State) -> dict[str, float | None]:
         "tpot_p99_ratio": None,
         "goodput_ratio": None,
         "interference": _interference(values.get("interference")),
+        "interference_without_mesh": _of_the_machine(values.get("machine")),
         "engine_tokens_per_s": engine.get("engine_tokens_per_s"),
         "transformers_tokens_per_s": engine.get("plain_tokens_per_s"),
     }
@@ -47,6 +48,13 @@ def _interference(found: dict[str, Any] | None) -> float | None:
         return None
     before, after = (found[name]["tpot_ms"]["p99"] for name in ("alone", "again"))
     return float(found["beside"]["tpot_ms"]["p99"] / ((before + after) / 2) - 1)
+
+
+def _of_the_machine(found: dict[str, float] | None) -> float | None:
+    """Returns what the same computing beside raises a step by where no mesh is; a share."""
+    if found is None:
+        return None
+    return found["beside_ms"] / ((found["alone_ms"] + found["again_ms"]) / 2) - 1
 
 
 def print_table(state: State) -> None:

@@ -57,7 +57,9 @@ def test_ratios_say_how_often_better_the_split_is(tmp_path: Path) -> None:
         "interference",
         {name: point(1, tpot, 1.0) for name, tpot in (("alone", 9), ("beside", 11), ("again", 11))},
     )
+    state.put("machine", {"alone_ms": 10.0, "beside_ms": 12.0, "again_ms": 14.0})
     found = figures(State(tmp_path / "state.json", keep=True))
+    assert found["interference_without_mesh"] == pytest.approx(0.0)
     assert found["ttft_p99_ratio"] == 2.5
     assert found["tpot_p99_ratio"] == 2.0
     assert found["goodput_ratio"] == 2.0
