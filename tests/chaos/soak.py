@@ -20,13 +20,13 @@ from baton.engine.simulated.spec import load_spec
 from baton.engine.simulated.tokens import answer
 from baton.local.roles import Role
 from baton.models import DEFAULT_MODEL
-from baton.telemetry.names import LOOP_STALL
 from baton.v1 import router_pb2, router_pb2_grpc
 from bench.drive import percentiles_ms
 from bench.report import emit, note
 from tests.chaos.fleet import START_TIMEOUT_S, Fleet
 from tests.chaos.observer import Leaks, look
 from tests.chaos.questions import make_questions
+from tests.chaos.stalls import Points, latest_points, longest_ms
 from tests.chaos.traffic import Ending, Question, Tally, Traffic
 from tests.support.otlp import OtlpReceiver
 from tests.support.waiting import eventually
@@ -39,6 +39,8 @@ _MOST = {"rss_growth_mb": 32.0, "fd_growth": 32.0, "errors": 0.0}
 
 _SAMPLE_EVERY_S = 5.0
 _QUIET_LIMIT_S = 20.0
+_EXPORTED_S = 6.0
+"""After so long everything that happened until then has been exported."""
 _FRONT = {Role.ADMISSION: 1, Role.ROUTER: 1}
 _COUNTS = {**_FRONT, Role.PREFILL: 1, Role.DECODE: 2}
 _START_OVER_S = 10.0
@@ -95,12 +97,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What came of it; `stalls_ms` has the longest of each process."""
+    """What came of it; stalls are the longest of each process, under load and since its start."""
 
     tally: Tally
     growth: Growth
     leaks: Leaks
     stalls_ms: dict[str, float]
+    stalls_since_start_ms: dict[str, float]
 
 
 def _grown(series: dict[str, list[int]]) -> dict[str, int]:
@@ -134,6 +137,7 @@ def main(
         "rss_growth_mb": {name: round(it / 2**20, 1) for name, it in growth.rss().items()},
         "fd_growth": growth.fds(),
         "loop_stall_max_ms": seen.stalls_ms,
+        "loop_stall_max_ms_since_start": seen.stalls_since_start_ms,
         "endings": {ending.value: count for ending, count in tally.endings.items()},
         "typed_errors": dict(tally.errors),
         "broken": tally.details[:20],
@@ -148,15 +152,17 @@ def main(
 async def _soak(load: Load, run_dir: Path) -> Seen:
     tally, growth = Tally(), Growth()
     with OtlpReceiver() as otlp:
-        leaks = await _run(load, run_dir, otlp.endpoint, tally, growth)
-        return Seen(tally, growth, leaks, _longest_stalls_ms(otlp))
+        leaks, before = await _run(load, run_dir, otlp, tally, growth)
+        after = latest_points(otlp.metrics_by_service)
+        return Seen(tally, growth, leaks, longest_ms(before, after), longest_ms({}, after))
 
 
 async def _run(
-    load: Load, run_dir: Path, otlp_endpoint: str, tally: Tally, growth: Growth
-) -> Leaks:
+    load: Load, run_dir: Path, otlp: OtlpReceiver, tally: Tally, growth: Growth
+) -> tuple[Leaks, Points]:
+    """Returns what leaked, and the stalls of the time before the load."""
     environ = {
-        "BATON_MESH__OTLP_ENDPOINT": otlp_endpoint,
+        "BATON_MESH__OTLP_ENDPOINT": otlp.endpoint,
         "OTEL_TRACES_SAMPLER": "always_off",
         "BATON_ENGINE__KIND": load.engine,
         "BATON_QOS__ENABLE_EARLY_REJECTION": "false",
@@ -169,11 +175,14 @@ async def _run(
         if is_simulated:
             await eventually(lambda: _sees_all_workers(fleet), START_TIMEOUT_S)
         addresses = [router.address for router in fleet.of(Role.ROUTER)]
-        traffic = Traffic(addresses, _questions(load), random.Random(load.seed), tally)
+        questions = _questions(load)
+        await asyncio.sleep(_EXPORTED_S)
+        before = latest_points(list(otlp.metrics_by_service))
+        traffic = Traffic(addresses, questions, random.Random(load.seed), tally)
         traffic.start(load.streams, min(_START_OVER_S, load.seconds / 4))
         await _sample_for(load.seconds, fleet.pids, growth, tally)
         await traffic.stop()
-        return await _settle(fleet)
+        return await _settle(fleet), before
 
 
 def _figures(seen: Seen) -> dict[str, float | None]:
@@ -226,16 +235,6 @@ async def _settle(fleet: Fleet) -> Leaks:
     while (leaks := await look(fleet)) and time.monotonic() < deadline_s:
         await asyncio.sleep(0.1)
     return leaks
-
-
-def _longest_stalls_ms(otlp: OtlpReceiver) -> dict[str, float]:
-    """Returns the longest stall of each process, by the service's name."""
-    longest: dict[str, float] = {}
-    for service, metric in otlp.metrics_by_service:
-        if metric.name == LOOP_STALL.name:
-            for point in metric.histogram.data_points:
-                longest[service] = max(longest.get(service, 0.0), point.max * 1e3)
-    return {name: round(value, 1) for name, value in longest.items()}
 
 
 if __name__ == "__main__":
