@@ -132,8 +132,8 @@ class _Session(Generic[CommandT, EventT]):
             self.messages += 1
             try:
                 await context.write(self._spec.response(events=events))
-            except grpc.aio.InternalError:
-                return  # the peer left meanwhile, which `read` learns too
+            except grpc.aio.BaseError:
+                return  # the peer left or the server stopped meanwhile, which `read` learns too
 
     def post(self, stream_id: int, event: EventT, hold_s: float = 0.0) -> None:
         event.stream_id = stream_id  # type: ignore[attr-defined]  # every event has one

@@ -91,6 +91,10 @@ class LeavingPeer:
 class StoppedServer(LeavingPeer):
     """The context of a server that stopped while a message was on its way."""
 
+    async def write(self, message: Any) -> None:
+        self._noticed.set()
+        raise grpc.aio.BaseError("Server already stopped.")
+
     def _end(self) -> Any:
         raise grpc.aio.BaseError("Server already stopped.")
 
