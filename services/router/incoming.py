@@ -1,6 +1,7 @@
 """A client's request as the router works with it."""
 
 import secrets
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -50,11 +51,14 @@ def new_request_id() -> str:
 
 
 async def tokenize(incoming: Incoming, model: ServedModel) -> Sequence[int]:
-    """Returns the prompt's tokens. Raises InvalidRequestError when the chat template refuses it."""
+    """Returns the prompt's tokens. Raises InvalidRequestError when the chat template refuses it.
+
+    They are packed once here, as those that came as ids are: they are checked, hashed and sent so.
+    """
     prompt = incoming.prompt
     if prompt.turns:
-        return await model.encode_chat(prompt.turns)
-    return prompt.input_ids or await model.encode(prompt.text)
+        return array("I", await model.encode_chat(prompt.turns))
+    return prompt.input_ids or array("I", await model.encode(prompt.text))
 
 
 def fitted(sampling: SamplingParams, room_tokens: int, vocab_size: int) -> SamplingParams:
