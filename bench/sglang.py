@@ -289,12 +289,10 @@ def _setup(
     if not gpus:
         arguments = yaml.safe_load(CPU_CONFIG.read_text(encoding="utf-8"))["engine"]["sglang"]
         return Setup(model, block_size, kv_tokens, arguments)
-    arguments = dict(GPU_ARGUMENTS)
+    arguments = {**GPU_ARGUMENTS, "tp_size": tp}
     if size == "tiny":
         del arguments["load_format"]
-    if tp > 1:
-        return Setup(model, block_size, kv_tokens, {**arguments, "tp_size": tp})
-    placed = {name: {"base_gpu_id": 1} for name in ("d0", "a1")} if gpus > 1 else {}
+    placed = {name: {"base_gpu_id": 1} for name in ("d0", "a1")} if gpus > 1 and tp == 1 else {}
     return Setup(model, block_size, kv_tokens, arguments, placed)
 
 

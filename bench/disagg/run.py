@@ -72,6 +72,7 @@ class Bench:
             await self._engine()
         if part == "interference":
             await self._interference()
+            await self._machine()
         elif part != "engine":
             await self._compare(self._work(part))
 
@@ -150,7 +151,7 @@ class Bench:
             return
         pace = self.pace
         slo = Slo.of(self._work("mixed"), pace)
-        heavy = Shape(round(self._settings.stretch * _LONG.prompt), _LONG.answer)
+        heavy = self._heavy()
         few = Stream((_STREAMS,), _CALM * 8 / (_STREAMS.answer * pace.full_step_s), seed=5)
         long = Stream((heavy,), _BUSY / pace.prefill_s(heavy.prompt), seed=6, is_judged=False)
         found: dict[str, Any] = {}
@@ -162,16 +163,24 @@ class Bench:
                 report.note(row(name, point))
                 found[name] = asdict(point)
         self._state.put("interference", found)
+
+    async def _machine(self) -> None:
+        """Measures what the same computing beside costs without a mesh."""
+        if self._state.has("machine"):
+            return
         place = Place(
             str(self._model.resolve()),
             self._settings.device,
             self._settings.dtype,
             self._kv_mib(),
-            heavy.prompt,
+            self._heavy().prompt,
             sorted(os.sched_getaffinity(0)),
         )
         command = module("bench.disagg.neighbour", json.dumps(asdict(place)))
-        self._state.put("machine", await run_for_json("neighbour", command, folder))
+        self._state.put("machine", await run_for_json("neighbour", command, self._folder()))
+
+    def _heavy(self) -> Shape:
+        return Shape(round(self._settings.stretch * _LONG.prompt), _LONG.answer)
 
     async def _warm(self, mesh: str, shapes: tuple[Shape, ...], slo: Slo, folder: Path) -> None:
         """Lets pairs, memory and costs settle."""

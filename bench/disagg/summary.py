@@ -46,15 +46,18 @@ def _interference(found: dict[str, Any] | None) -> float | None:
     """Returns by how much busy prefill beside raises the decodes' TPOT p99; a share."""
     if found is None:
         return None
-    before, after = (found[name]["tpot_ms"]["p99"] for name in ("alone", "again"))
-    return float(found["beside"]["tpot_ms"]["p99"] / ((before + after) / 2) - 1)
+    return _raised(*(found[name]["tpot_ms"]["p99"] for name in ("alone", "beside", "again")))
 
 
 def _of_the_machine(found: dict[str, float] | None) -> float | None:
     """Returns what the same computing beside raises a step by where no mesh is; a share."""
     if found is None:
         return None
-    return found["beside_ms"] / ((found["alone_ms"] + found["again_ms"]) / 2) - 1
+    return _raised(found["alone_ms"], found["beside_ms"], found["again_ms"])
+
+
+def _raised(alone: float, beside: float, again: float) -> float:
+    return float(beside / ((alone + again) / 2) - 1)
 
 
 def print_table(state: State) -> None:
