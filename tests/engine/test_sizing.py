@@ -1,5 +1,7 @@
 """Steps sized by what they cost: within the target, never to a standstill. No torch."""
 
+from array import array
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +71,23 @@ def test_scheduler_gives_prompts_what_decodes_leave() -> None:
     decode, prompt = shape(scheduler.schedule())
     assert decode == (0, 20, 1)
     assert prompt[2] == sizer.prompt_tokens(1, 20, 0) < 4000
+
+
+def test_a_prompt_leaves_time_to_a_decode_that_comes_with_its_kv() -> None:
+    """It got the whole step's time once, since nobody decoded yet: 0.2 s for one token."""
+    sizer, pool = learnt(0.05), make_pool(2048)
+    scheduler = Scheduler(pool, token_budget=4096, max_running=64, sizer=sizer)
+    scheduler.add(make_job(0, 4000))
+    received = make_job(1, 20)
+    grant = pool.reserve(received.owner, received.tokens, "")
+    assert grant is not None
+    received.blocks, received.computed = array("q", grant.block_ids), 20
+    received.tokens.append(5)
+    received.holds_lease = received.is_prefilled = True
+    scheduler.add(received)
+    decode, prompt = shape(scheduler.schedule())
+    assert decode == (1, 20, 1)
+    assert prompt[2] == sizer.prompt_tokens(1, 20, 0) < sizer.prompt_tokens(0, 0, 0)
 
 
 def test_jobs_wait_while_decodes_have_no_time_left() -> None:

@@ -70,6 +70,7 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """Returns the next step, decodes first; empty when nothing can run now."""
         preempted_before = self.preemptions
+        self._start_received()
         chunks = self._decode_chunks()
         budget = self._prompt_budget(chunks)
         # Who lost its blocks just now does not take them back from the others at once; but with no
@@ -114,6 +115,15 @@ class Scheduler:
         resident = sum(chunk.start for chunk in decodes)
         context = max((j.computed for j in self._running if j.phase is Phase.PREFILLING), default=0)
         return min(budget, self._sizer.prompt_tokens(len(decodes), resident, context))
+
+    def _start_received(self) -> None:
+        """Starts jobs that came with their KV, before anybody counts what decodes leave of a step.
+
+        A prompt beside them would else get a step's whole time, since none of them runs yet.
+        """
+        for job in self._waiting[:]:
+            if job.holds_lease:
+                self._admit(job, may_reserve=False)
 
     def _decode_chunks(self) -> list[Chunk]:
         # Growing one may preempt others. Victims come from the end of the same order, so none of
