@@ -3,9 +3,10 @@
     python -m bench.disagg [--work decode-heavy] [--device cuda --size 1b] [--resume]
 
 Each worker has a core (taskset) or, with --device cuda, a GPU of its own, or a share of the only
-one. Both arms run the same router, policies and requests. The baseline's chunk size is tuned: it
-runs with every size given and its best counts. What is measured is kept in --state after each
-part, so that --resume goes on where an earlier run stopped. A table is printed and, last, one
+one. Both arms run the same router, policies and requests. Router, Redis and client have the other
+cores where there are more than two, else a small share of the same. The baseline's chunk size is
+tuned: it runs with every size given and its best counts. What is measured is kept in --state after
+each part, so that --resume goes on where an earlier run stopped. A table is printed and, last, one
 JSON line.
 """
 
@@ -35,6 +36,7 @@ def main() -> None:
         budgets=tuple(_budget(word) for word in options.budgets.split(",")),
         policy=options.policy,
         stretch=options.stretch,
+        pace_prompt=options.pace_prompt,
     )
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.model or Path(scratch) / "model"
@@ -60,7 +62,15 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=24.0, help="Of each offered load.")
     parser.add_argument("--budgets", default="auto,32,128", help="Chunk sizes of the baseline.")
     parser.add_argument("--policy", default="latency", help="split_policy.policy of both arms.")
-    parser.add_argument("--stretch", type=float, default=1.0, help="Factor of prompt lengths.")
+    parser.add_argument(
+        "--stretch",
+        type=float,
+        help="Factor of prompt lengths; by default the one with which the mixed workload keeps "
+        "both roles equally busy.",
+    )
+    parser.add_argument(
+        "--pace-prompt", type=int, default=512, help="Tokens of the prompt to take the pace from."
+    )
     parser.add_argument("--state", type=Path, default=Path(".baton/bench-disagg.json"))
     parser.add_argument("--resume", action="store_true", help="Keep what --state holds.")
     parser.add_argument("--record", action="store_true")

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from baton.compute import ComputeOptions
 from bench import report
 from bench.children import module, run_for_json
 from bench.disagg import plain
+from bench.disagg.cores import own_cores
 from bench.disagg.mesh import Hardware, offered, running_pair
 from bench.disagg.neighbour import Place
 from bench.disagg.offer import HEAD, Offer, Point, Stream, row
 from bench.disagg.state import State
-from bench.disagg.work import WORKLOADS, Pace, Shape, Slo, Workload, arrivals
+from bench.disagg.work import BINDING, WORKLOADS, Pace, Shape, Slo, Workload, arrivals
 from bench.engine import save_model
 
 SPLIT = ("prefill", "decode")
@@ -31,15 +31,16 @@ _BUSY = 0.75
 _CALM = 0.35
 """Share of what the decode worker can do that the streams beside them take."""
 _WARM_S = 5.0
-_PACE_TOKENS = 512
-"""Of the prompt that the pace is taken from, before stretching."""
 _REQUESTS = 16
 """Of the comparison of engines."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to run. `budgets` are the baseline's chunk sizes to try; None is the engine's own."""
+    """What to run. `budgets` are the baseline's chunk sizes to try; None is the engine's own.
+
+    Without a `stretch`, prompts are as long as keeps both roles equally busy in the mixed workload.
+    """
 
     device: str
     dtype: str
@@ -47,7 +48,8 @@ class Settings:
     seconds: float
     budgets: tuple[int | None, ...]
     policy: str
-    stretch: float = 1.0
+    stretch: float | None = None
+    pace_prompt: int = 512
 
 
 class Bench:
@@ -58,6 +60,7 @@ class Bench:
         self._state = state
         self._model = model
         self._scratch = scratch
+        self._cores = own_cores()
         self._runs = 0
         self._offers = 0
 
@@ -70,6 +73,7 @@ class Bench:
             _give_memory_back()
         if part == "engine" or not self._state.has("pace"):
             await self._engine()
+        self._cores.keep_aside()
         if part == "interference":
             await self._interference()
             await self._machine()
@@ -81,19 +85,26 @@ class Bench:
         """What an idle worker takes."""
         return Pace(**self._state.values["pace"])
 
+    @property
+    def stretch(self) -> float:
+        """The factor of prompt lengths."""
+        given = self._settings.stretch
+        return self.pace.balance(WORKLOADS[BINDING]) if given is None else given
+
     async def _engine(self) -> None:
-        """Measures the pace on the cores of one worker, and both engines on all cores."""
+        """Measures the pace on one worker's core, and both engines on the cores of both."""
         if self._state.has("engine"):
             return
         s = self._settings
+        self._cores.keep_to_workers()
         torch.set_num_threads(1)
         engine = plain.open_engine(self._model, s.device, s.dtype, self._kv_mib())
         await plain.start(engine)
         try:
-            pace = await plain.measure_pace(engine, round(_PACE_TOKENS * s.stretch))
+            pace = await plain.measure_pace(engine, s.pace_prompt)
             report.note(str(pace))
             self._state.put("pace", asdict(pace))
-            torch.set_num_threads(len(os.sched_getaffinity(0)))
+            torch.set_num_threads(2)
             requests = arrivals(self._work("mixed").shapes, 1.0, 4.0 * _REQUESTS, 1)[:_REQUESTS]
             ours = await plain.engine_tokens_per_s(engine, requests)
         finally:
@@ -174,13 +185,13 @@ class Bench:
             self._settings.dtype,
             self._kv_mib(),
             self._heavy().prompt,
-            sorted(os.sched_getaffinity(0)),
+            self._cores.workers,
         )
         command = module("bench.disagg.neighbour", json.dumps(asdict(place)))
         self._state.put("machine", await run_for_json("neighbour", command, self._folder()))
 
     def _heavy(self) -> Shape:
-        return Shape(round(self._settings.stretch * _LONG.prompt), _LONG.answer)
+        return Shape(round(self.stretch * _LONG.prompt), _LONG.answer)
 
     async def _warm(self, mesh: str, shapes: tuple[Shape, ...], slo: Slo, folder: Path) -> None:
         """Lets pairs, memory and costs settle."""
@@ -201,7 +212,7 @@ class Bench:
         return await offered(Offer(mesh, streams, seconds, slo, 10_000 * self._offers), folder)
 
     def _work(self, name: str) -> Workload:
-        return WORKLOADS[name].stretched(self._settings.stretch)
+        return WORKLOADS[name].stretched(self.stretch)
 
     def _hardware(self) -> Hardware:
         s = self._settings
@@ -210,7 +221,7 @@ class Bench:
         return Hardware(
             self._model.resolve(),
             compute,
-            cores=sorted(os.sched_getaffinity(0)) if is_cpu else (),
+            cores=self._cores.workers if is_cpu else (),
             gpus=() if is_cpu else range(torch.cuda.device_count()),
             kv_memory_mib=self._kv_mib(),
             policy=s.policy,

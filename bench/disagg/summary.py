@@ -4,10 +4,7 @@ from typing import Any
 
 from bench.disagg.offer import HEAD, Point, row
 from bench.disagg.state import State
-from bench.disagg.work import WORKLOADS
-
-BINDING = "mixed"
-"""The workload where the targets for TPOT bind; the ratios are its."""
+from bench.disagg.work import BINDING, WORKLOADS
 
 
 def figures(state: State) -> dict[str, float | None]:

@@ -58,6 +58,10 @@ WORKLOADS = {
 }
 
 
+BINDING = "mixed"
+"""The workload where the targets for TPOT bind; the benchmark's ratios are its."""
+
+
 @dataclass(frozen=True, slots=True)
 class Pace:
     """What one idle worker takes, in seconds: a prompt token, and decode steps of 1 and of 8."""
@@ -70,10 +74,17 @@ class Pace:
         """Returns the seconds of a prompt."""
         return prompt_tokens * self.prompt_token_s
 
+    def decode_s(self, work: Workload) -> float:
+        """Returns the seconds of a decode worker that a request's answer takes, on average."""
+        return work.mean("answer") * self.full_step_s / 8
+
     def most_per_s(self, work: Workload) -> float:
         """Returns the requests per second that saturate one worker per role, whichever is first."""
-        decode_s = work.mean("answer") * self.full_step_s / 8
-        return 1 / max(self.prefill_s(work.mean("prompt")), decode_s)
+        return 1 / max(self.prefill_s(work.mean("prompt")), self.decode_s(work))
+
+    def balance(self, work: Workload) -> float:
+        """Returns the factor of prompt lengths that keeps one worker per role equally busy."""
+        return self.decode_s(work) / self.prefill_s(work.mean("prompt"))
 
 
 @dataclass(frozen=True, slots=True)

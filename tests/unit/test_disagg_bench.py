@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from bench.disagg.cores import Cores, divide
 from bench.disagg.offer import Offer, Stream
 from bench.disagg.state import State
 from bench.disagg.summary import figures
@@ -42,6 +43,22 @@ def test_targets_and_most_load_follow_from_the_pace() -> None:
     assert slo.ttft_s == pytest.approx(work.ttft_factor * 0.106)
     assert slo.tpot_s == pytest.approx(work.tpot_factor * 0.01)
     assert PACE.most_per_s(work) == pytest.approx(1 / (96 * 0.0025))
+
+
+def test_balanced_prompts_keep_both_roles_equally_busy() -> None:
+    work = WORKLOADS["mixed"]
+    balanced = work.stretched(PACE.balance(work))
+    assert PACE.prefill_s(balanced.mean("prompt")) == pytest.approx(
+        PACE.decode_s(balanced), rel=0.01
+    )
+
+
+def test_workers_get_real_cores_and_the_rest_shares_no_unit_with_them() -> None:
+    assert divide(range(8), lambda core: {core, core ^ 1}) == Cores((0, 2), (4, 5, 6, 7))
+    assert divide(range(8), lambda core: {core}) == Cores((0, 1), (2, 3, 4, 5, 6, 7))
+    assert divide((3, 5), lambda core: {core}) == Cores((3, 5), ())
+    assert divide((0, 1), lambda core: {0, 1}) == Cores((0, 1), ())
+    assert divide((0,), lambda core: {core}) == Cores((0,), ())
 
 
 def test_figures_name_what_was_not_measured(tmp_path: Path) -> None:
