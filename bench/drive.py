@@ -19,7 +19,8 @@ _REFUSED_PAUSE_S = 0.01
 class Outcome:
     """What became of one request. Times are at the monotonic clock, in seconds.
 
-    `error` is empty when it ended well. `messages` carried tokens.
+    `error` is empty when it ended well. `messages` carried tokens. `is_local` tells that the decode
+    worker computed the prompt itself.
     """
 
     started_s: float
@@ -29,6 +30,7 @@ class Outcome:
     tokens: int = 0
     messages: int = 0
     error: str = ""
+    is_local: bool = False
 
     @property
     def ttft_s(self) -> float:

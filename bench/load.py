@@ -19,7 +19,7 @@ from baton.errors import BatonError
 from baton.rpc.channels import open_channel
 from baton.rpc.link import Link, LinkCall
 from baton.rpc.links import ROUTER_LINK
-from baton.v1 import router_pb2
+from baton.v1 import router_pb2, types_pb2
 from bench.drive import LoadPlan, LoadResult, Outcome, drive
 from bench.prompts import PromptPlan
 
@@ -113,6 +113,8 @@ class StreamTarget:
             async for response in next(self._calls)(request, timeout=timeout_s):
                 if response.HasField("complete"):
                     has_completed = True
+                    mode = response.complete.placement.prefill_mode
+                    outcome.is_local = mode == types_pb2.PREFILL_MODE_LOCAL
                 elif response.chunk.output_ids:
                     _count(outcome, len(response.chunk.output_ids))
         except grpc.aio.AioRpcError as error:

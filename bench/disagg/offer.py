@@ -30,7 +30,10 @@ _LATEST_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What one offered load showed. `attained` is the share that met both targets."""
+    """What one offered load showed. `attained` is the share that met both targets.
+
+    `local_share` is that of the answered ones whose decode worker computed the prompt itself.
+    """
 
     offered_per_s: float
     requests: int
@@ -39,6 +42,7 @@ class Point:
     tpot_ms: dict[str, float]
     attained: float
     tokens_per_s: float
+    local_share: float | None = None
 
     @property
     def goodput_per_s(self) -> float:
@@ -124,6 +128,7 @@ def _point(sent: Sequence[_Sent], offer: Offer) -> Point:
         tpot_ms=percentiles_ms(tpots),
         attained=sum(_meets(outcome, offer.slo) for outcome in well) / max(1, len(counted)),
         tokens_per_s=sum(o.tokens for o in well) / max(1e-9, last_s - first_s),
+        local_share=sum(outcome.is_local for outcome in well) / max(1, len(well)),
     )
 
 
@@ -136,13 +141,14 @@ def row(name: str, point: Point) -> str:
     cells: list[Any] = [f"{point.offered_per_s:8.2f}", f"{point.requests:5d}"]
     for values in (point.ttft_ms, point.tpot_ms):
         cells += [f"{values.get(key, float('nan')):9.1f}" for key in ("p50", "p99")]
-    cells += [f"{100 * point.attained:6.0f}%", f"{point.tokens_per_s:8.0f}"]
+    local = float("nan") if point.local_share is None else 100 * point.local_share
+    cells += [f"{100 * point.attained:6.0f}%", f"{point.tokens_per_s:8.0f}", f"{local:5.0f}%"]
     errors = f"  {point.errors}" if point.errors else ""
     return f"{name:24}" + " ".join(cells) + errors
 
 
 HEAD = f"{'':24}" + " ".join(
-    ("offered/s", "count", " TTFT p50", "  p99 ms", " TPOT p50", "  p99 ms", "within", "tokens/s")
+    ("offered/s", "count", " TTFT p50", "  p99 ms", " TPOT p50", "  p99 ms", "within", "tokens/s", " local")
 )
 
 
