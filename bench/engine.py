@@ -34,6 +34,10 @@ SIZES: dict[str, dict[str, Any]] = {
         "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6,
         "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 4096,
     },
+    "100m": {
+        "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 8,
+        "num_attention_heads": 16, "num_key_value_heads": 2, "vocab_size": 4096,
+    },
     "1b": {
         "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
         "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,

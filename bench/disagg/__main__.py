@@ -21,7 +21,7 @@ from bench.disagg.state import State
 from bench.disagg.summary import figures, print_table
 from bench.disagg.work import WORKLOADS
 
-SIZES = ("mid", "1b", "8b")
+SIZES = ("mid", "100m", "1b", "8b")
 
 
 def main() -> None:
