@@ -57,10 +57,10 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--size", default="mid", choices=SIZES)
+    parser.add_argument("--size", default="100m", choices=SIZES)
     parser.add_argument("--model", type=Path, help="Where the random model is kept.")
     parser.add_argument("--seconds", type=float, default=24.0, help="Of each offered load.")
-    parser.add_argument("--budgets", default="auto,32,128", help="Chunk sizes of the baseline.")
+    parser.add_argument("--budgets", default="auto,32,64,128", help="Chunk sizes of the baseline.")
     parser.add_argument("--policy", default="latency", help="split_policy.policy of both arms.")
     parser.add_argument(
         "--stretch",

@@ -147,9 +147,8 @@ def row(name: str, point: Point) -> str:
     return f"{name:24}" + " ".join(cells) + errors
 
 
-HEAD = f"{'':24}" + " ".join(
-    ("offered/s", "count", " TTFT p50", "  p99 ms", " TPOT p50", "  p99 ms", "within", "tokens/s", " local")
-)
+_COLUMNS = "offered/s, count, TTFT p50,   p99 ms, TPOT p50,   p99 ms, within, tokens/s, local"
+HEAD = " ".join([f"{'':24}", *_COLUMNS.split(", ")])
 
 
 if __name__ == "__main__":

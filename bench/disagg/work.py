@@ -52,7 +52,11 @@ WORKLOADS = {
         Workload("decode-heavy", (Shape(96, 96),), (0.4, 0.6), 5.0, 2.0),
         Workload("prefill-heavy", (Shape(768, 12),), (0.4, 0.6), 5.0, 2.0),
         Workload(
-            "mixed", (Shape(64, 64, weight=2.0), Shape(640, 48, weight=1.0)), (0.4, 0.6), 5.0, 2.0
+            "mixed",
+            (Shape(64, 64, weight=2.0), Shape(640, 48, weight=1.0)),
+            loads=(0.4, 0.7, 0.9),
+            ttft_factor=5.0,
+            tpot_factor=1.5,
         ),
     )
 }

@@ -280,7 +280,8 @@ async def test_generations_with_graphs_are_identical(
     monkeypatch.setattr(assembly, "choose_decode_kernel", lambda model, kv: PoolKernel(kv))
     monkeypatch.setattr(assembly, "choose_decode_graphs", choose)
     model = tiny_model(family)
-    requests = [request_of(prompt_of(length, length), 4 + length) for length in (1, 4, 13, 6, 9)]
+    # Long enough that all five overlap however late some arrive, and that one is left at the end.
+    requests = [request_of(prompt_of(n, n), 40 + 4 * n) for n in (1, 4, 13, 6, 9)]
     async with fleet() as engines:
         engine = await engines.add(model, max_running=8, token_budget=11)
         answers = await together(*(collect(engine.generate(request)) for request in requests))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from baton.kv.segment import Segment
@@ -230,13 +231,21 @@ class PrefillChunk:
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)
 
     def mask(self, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
-        """Returns the additive mask [count, tokens], or None when plain causal is meant."""
+        """Returns the mask [count, tokens] to add, or None when plain causal is meant.
+
+        Behind a prefix, a GPU's fast kernel for half precision knows the causal mask that is
+        aligned to the context's end, as long as it is not written out.
+        """
         tokens = self.start + self.count
-        if self.start == 0 and (window is None or window >= tokens):
+        reaches_all = window is None or window >= tokens
+        if self.start == 0 and reaches_all:
             return None
         if window not in self.masks:
-            positions = torch.arange(self.start, tokens, device=like.device)
-            self.masks[window] = _mask(positions, tokens, window, like.dtype)
+            if reaches_all and like.is_cuda and like.dtype is not torch.float32:
+                self.masks[window] = causal_lower_right(self.count, tokens)
+            else:
+                positions = torch.arange(self.start, tokens, device=like.device)
+                self.masks[window] = _mask(positions, tokens, window, like.dtype)
         return self.masks[window]
 
 
