@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import report
 from bench.disagg.run import Bench, Settings
 from bench.disagg.state import State
-from bench.disagg.summary import figures, print_table
+from bench.disagg.summary import figures, print_table, told
 from bench.disagg.work import WORKLOADS
 
 SIZES = ("mid", "100m", "1b", "8b")
@@ -35,6 +35,7 @@ def main() -> None:
         seconds=options.seconds,
         budgets=tuple(_budget(word) for word in options.budgets.split(",")),
         policy=options.policy,
+        turns=options.turns,
         stretch=options.stretch,
         pace_prompt=options.pace_prompt,
     )
@@ -44,7 +45,7 @@ def main() -> None:
         for part in filter(None, options.work.split(",")):
             asyncio.run(bench.run(part))
     print_table(state)
-    details = {"settings": vars(options) | {"state": "", "model": ""}, "parts": state.values}
+    details = {"settings": vars(options) | {"state": "", "model": ""}, "parts": told(state)}
     name = "bench-disagg" if options.device == "cpu" else f"bench-disagg-{options.size}"
     report.emit(name, figures(state), details, options.record)
 
@@ -56,11 +57,17 @@ def _options() -> argparse.Namespace:
         "--work", default=",".join(parts), help="Parts, by commas; none only sums up."
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16"),
+        help="auto: bfloat16 on GPUs and on cores that multiply it in tiles, else float32.",
+    )
     parser.add_argument("--size", default="100m", choices=SIZES)
     parser.add_argument("--model", type=Path, help="Where the random model is kept.")
-    parser.add_argument("--seconds", type=float, default=24.0, help="Of each offered load.")
-    parser.add_argument("--budgets", default="auto,32,64,128", help="Chunk sizes of the baseline.")
+    parser.add_argument("--seconds", type=float, default=24.0, help="Of each turn of an arm.")
+    parser.add_argument("--turns", type=int, default=2, help="Of each arm at each load.")
+    parser.add_argument("--budgets", default="auto,64,128", help="Chunk sizes of the baseline.")
     parser.add_argument("--policy", default="latency", help="split_policy.policy of both arms.")
     parser.add_argument(
         "--stretch",

@@ -1,4 +1,4 @@
-"""Which cores belong to the two workers, and which to all that surrounds them."""
+"""Which cores belong to the two workers, which to all that surrounds them, and what they can."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -46,6 +46,12 @@ def divide(allowed: Iterable[int], siblings: Callable[[int], set[int]]) -> Cores
 def own_cores() -> Cores:
     """Returns how the cores of this process are divided."""
     return divide(os.sched_getaffinity(0), _siblings)
+
+
+def has_tiles() -> bool:
+    """Tells whether the cores multiply matrices of bfloat16 in tiles (AMX), faster than others."""
+    info = Path("/proc/cpuinfo")
+    return info.is_file() and " amx_bf16" in info.read_text()
 
 
 def _siblings(core: int) -> set[int]:

@@ -11,7 +11,8 @@ from baton.compute import ComputeOptions
 from baton.ports import free_port
 from baton.state.embedded import start_embedded
 from bench.children import module, run_for_json, running_child
-from bench.disagg.offer import Offer, Point
+from bench.disagg.offer import Offer
+from bench.disagg.point import Turn
 from bench.disagg.work import Slo
 from bench.mesh import wait_for_workers
 
@@ -32,6 +33,9 @@ class Hardware:
     gpus: Sequence[int] = ()
     kv_memory_mib: int = 512
     policy: str = "latency"
+    # Until costs are known, a decode worker keeps only the shortest prompts.
+    threshold_tokens: int = 32
+    prefill_queue_max: int = 16
 
     def command(self, role: str, index: int, token_budget: int | None) -> list[str]:
         """Returns what starts a worker."""
@@ -54,8 +58,8 @@ class Hardware:
             "BATON_MODEL": str(self.model),
             "BATON_CACHE__KV_MEMORY_MIB": str(self.kv_memory_mib),
             "BATON_SPLIT_POLICY__POLICY": self.policy,
-            # Until costs are known, a decode worker keeps only the shortest prompts.
-            "BATON_SPLIT_POLICY__PROMPT_LENGTH_THRESHOLD": "32",
+            "BATON_SPLIT_POLICY__PROMPT_LENGTH_THRESHOLD": str(self.threshold_tokens),
+            "BATON_SPLIT_POLICY__PREFILL_QUEUE_MAX": str(self.prefill_queue_max),
             "BATON_QOS__TTFT_SLO_MS": str(slo.ttft_s * 1e3),
             "BATON_QOS__TPOT_SLO_MS": str(slo.tpot_s * 1e3),
         }
@@ -90,8 +94,7 @@ async def running_pair(
         yield address
 
 
-async def offered(offer: Offer, folder: Path) -> Point:
+async def offered(offer: Offer, folder: Path) -> Turn:
     """Returns what an offer showed; the client has the same low weight as the router."""
     command = module(_ASIDE, "bench.disagg.offer", json.dumps(asdict(offer)))
-    values = await run_for_json("client", command, folder, {"CUDA_VISIBLE_DEVICES": ""})
-    return Point(**values)
+    return Turn.read(await run_for_json("client", command, folder, {"CUDA_VISIBLE_DEVICES": ""}))

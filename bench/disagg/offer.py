@@ -2,23 +2,22 @@
 
     python -m bench.disagg.offer '{"address": ..., "streams": [...], ...}'
 
-Prints the point as one JSON line.
+Prints what came back as one JSON line.
 """
 
 import asyncio
 import json
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
-from typing import Any
 
 import uvloop
 
-from bench.disagg.work import Arrival, Shape, Slo, arrivals
-from bench.drive import Outcome, percentiles_ms
+from bench.disagg.point import Seen, Turn
+from bench.disagg.work import Arrival, Shape, arrivals
+from bench.drive import Outcome
 from bench.load import StreamTarget
 from bench.prompts import PromptPlan
 
@@ -26,28 +25,6 @@ _WARM_SHARE = 0.15
 """Of the first arrivals that are not judged: the mesh is still filling."""
 _LATEST_S = 15.0
 """After the last arrival; who has not ended by then has failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """What one offered load showed. `attained` is the share that met both targets.
-
-    `local_share` is that of the answered ones whose decode worker computed the prompt itself.
-    """
-
-    offered_per_s: float
-    requests: int
-    errors: dict[str, int]
-    ttft_ms: dict[str, float]
-    tpot_ms: dict[str, float]
-    attained: float
-    tokens_per_s: float
-    local_share: float | None = None
-
-    @property
-    def goodput_per_s(self) -> float:
-        """Requests per second within both targets; failed and refused ones are offered too."""
-        return self.attained * self.offered_per_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +44,6 @@ class Offer:
     address: str
     streams: tuple[Stream, ...]
     seconds: float
-    slo: Slo
     prompt_seed: int
 
     @classmethod
@@ -78,7 +54,7 @@ class Offer:
             Stream(tuple(Shape(**shape) for shape in it.pop("shapes")), **it)
             for it in values.pop("streams")
         )
-        return cls(streams=streams, slo=Slo(**values.pop("slo")), **values)
+        return cls(streams=streams, **values)
 
 
 @dataclass(slots=True)
@@ -88,7 +64,7 @@ class _Sent:
     outcome: Outcome
 
 
-async def run(offer: Offer) -> Point:
+async def run(offer: Offer) -> Turn:
     """Sends everything and returns what the judged requests showed, but for the first few."""
     sent = sorted(
         (
@@ -110,45 +86,17 @@ async def run(offer: Offer) -> Point:
                 group.create_task(target.run(request, it.outcome, _LATEST_S))
     finally:
         await target.close()
-    return _point(sent, offer)
+    return _turn(sent, offer)
 
 
-def _point(sent: Sequence[_Sent], offer: Offer) -> Point:
+def _turn(sent: Sequence[_Sent], offer: Offer) -> Turn:
     warm_s = _WARM_SHARE * offer.seconds
     counted = [it.outcome for it in sent if it.is_judged and it.arrival.at_s >= warm_s]
     well = [outcome for outcome in counted if not outcome.error]
-    tpots = [outcome.tpot_s for outcome in well if outcome.tpot_s is not None]
     last_s = max((outcome.last_s for outcome in well), default=0.0)
     first_s = min((outcome.started_s for outcome in well), default=0.0)
-    return Point(
-        offered_per_s=len(counted) / (offer.seconds - warm_s),
-        requests=len(counted),
-        errors=dict(Counter(outcome.error for outcome in counted if outcome.error)),
-        ttft_ms=percentiles_ms([outcome.ttft_s for outcome in well]),
-        tpot_ms=percentiles_ms(tpots),
-        attained=sum(_meets(outcome, offer.slo) for outcome in well) / max(1, len(counted)),
-        tokens_per_s=sum(o.tokens for o in well) / max(1e-9, last_s - first_s),
-        local_share=sum(outcome.is_local for outcome in well) / max(1, len(well)),
-    )
-
-
-def _meets(outcome: Outcome, slo: Slo) -> bool:
-    return outcome.ttft_s <= slo.ttft_s and (outcome.tpot_s or 0.0) <= slo.tpot_s
-
-
-def row(name: str, point: Point) -> str:
-    """Returns a point as one line of the table."""
-    cells: list[Any] = [f"{point.offered_per_s:8.2f}", f"{point.requests:5d}"]
-    for values in (point.ttft_ms, point.tpot_ms):
-        cells += [f"{values.get(key, float('nan')):9.1f}" for key in ("p50", "p99")]
-    local = float("nan") if point.local_share is None else 100 * point.local_share
-    cells += [f"{100 * point.attained:6.0f}%", f"{point.tokens_per_s:8.0f}", f"{local:5.0f}%"]
-    errors = f"  {point.errors}" if point.errors else ""
-    return f"{name:24}" + " ".join(cells) + errors
-
-
-_COLUMNS = "offered/s, count, TTFT p50,   p99 ms, TPOT p50,   p99 ms, within, tokens/s, local"
-HEAD = " ".join([f"{'':24}", *_COLUMNS.split(", ")])
+    seen = tuple(Seen.of(outcome) for outcome in counted)
+    return Turn(offer.seconds - warm_s, last_s - first_s, seen)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from baton.engine.torch import TorchEngine, TorchEngineOptions
 from baton.kv.inprocess import InProcessFabric, InProcessTransport
 from baton.requests import EngineRequest, SamplingParams
-from bench.disagg.work import Arrival, Pace, prompt_ids
+from bench.disagg.work import Arrival, prompt_ids
 
 _BATCH = 8
 """Requests that plain serving collects for one call of `generate`."""
@@ -34,30 +34,6 @@ def open_engine(folder: Path, device: str, dtype: str, kv_memory_mib: int) -> To
 async def start(engine: TorchEngine) -> None:
     """Starts an engine that has no peers."""
     await engine.start(InProcessTransport("plain", InProcessFabric()))
-
-
-async def measure_pace(engine: TorchEngine, prompt_tokens: int) -> Pace:
-    """Returns what an idle engine takes, the best of a few tries each."""
-    await answers(engine, [prompt_ids(prompt_tokens, 1)], [2])
-    prefill_s = min([await _timed(engine, 1, prompt_tokens, 1, seed) for seed in range(2, 5)])
-    lone_s = await _step_s(engine, 1)
-    return Pace(prefill_s / prompt_tokens, lone_s, await _step_s(engine, 8))
-
-
-async def _step_s(engine: TorchEngine, batch: int) -> float:
-    # The least of each: the first short one may compile what no later one has to.
-    short_s, long_s = [
-        min([await _timed(engine, batch, 64, answer, 100 * seed) for seed in range(10, 13)])
-        for answer in (2, 26)
-    ]
-    return (long_s - short_s) / 24
-
-
-async def _timed(engine: TorchEngine, batch: int, prompt: int, answer: int, seed: int) -> float:
-    prompts = [prompt_ids(prompt, seed + index) for index in range(batch)]
-    started_s = time.perf_counter()
-    await answers(engine, prompts, [answer] * batch)
-    return time.perf_counter() - started_s
 
 
 async def answers(

@@ -3,7 +3,7 @@
 import gc
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from baton.compute import ComputeOptions
 from bench import report
 from bench.children import module, run_for_json
 from bench.disagg import plain
-from bench.disagg.cores import own_cores
+from bench.disagg.cores import has_tiles, own_cores
+from bench.disagg.idle import measure_pace
 from bench.disagg.mesh import Hardware, offered, running_pair
 from bench.disagg.neighbour import Place
-from bench.disagg.offer import HEAD, Offer, Point, Stream, row
+from bench.disagg.offer import Offer, Stream
+from bench.disagg.point import HEAD, Point, Turn, row
 from bench.disagg.state import State
 from bench.disagg.work import BINDING, WORKLOADS, Pace, Shape, Slo, Workload, arrivals
 from bench.engine import save_model
@@ -31,6 +33,8 @@ _BUSY = 0.75
 _CALM = 0.35
 """Share of what the decode worker can do that the streams beside them take."""
 _WARM_S = 5.0
+_NO_HURRY = Slo(60.0, 1.0)
+"""Targets while the pace is measured, which decides the real ones."""
 _REQUESTS = 16
 """Of the comparison of engines."""
 
@@ -48,8 +52,25 @@ class Settings:
     seconds: float
     budgets: tuple[int | None, ...]
     policy: str
+    turns: int = 2
     stretch: float | None = None
     pace_prompt: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Two workers' roles; `budget` is the chunk size of those that do both."""
+
+    roles: tuple[str, str]
+    budget: int | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in the table."""
+        return "split" if self.roles == SPLIT else f"together-{self.budget or 'auto'}"
+
+
+SPLIT_ARM = Arm(SPLIT)
 
 
 class Bench:
@@ -69,20 +90,22 @@ class Bench:
         if not (self._model / "config.json").exists():
             self._model.mkdir(parents=True, exist_ok=True)
             s = self._settings
-            save_model(self._model, s.size, s.device, str(self._dtype()).removeprefix("torch."))
+            save_model(self._model, s.size, s.device, self._dtype_name())
             _give_memory_back()
-        if part == "engine" or not self._state.has("pace"):
+        if part == "engine":
             await self._engine()
+            return
         self._cores.keep_aside()
+        await self._pace()
         if part == "interference":
             await self._interference()
             await self._machine()
-        elif part != "engine":
+        else:
             await self._compare(self._work(part))
 
     @property
     def pace(self) -> Pace:
-        """What an idle worker takes."""
+        """What an idle fleet takes."""
         return Pace(**self._state.values["pace"])
 
     @property
@@ -92,20 +115,18 @@ class Bench:
         return self.pace.balance(WORKLOADS[BINDING]) if given is None else given
 
     async def _engine(self) -> None:
-        """Measures the pace on one worker's core, and both engines on the cores of both."""
+        """Measures both engines on the cores of both workers."""
         if self._state.has("engine"):
             return
         s = self._settings
         self._cores.keep_to_workers()
-        torch.set_num_threads(1)
-        engine = plain.open_engine(self._model, s.device, s.dtype, self._kv_mib())
+        torch.set_num_threads(len(self._cores.workers))
+        mixed = WORKLOADS[BINDING]
+        requests = arrivals(mixed.shapes, 1.0, 4.0 * _REQUESTS, 1)[:_REQUESTS]
+        engine = plain.open_engine(self._model, s.device, self._dtype_name(), self._kv_mib())
         await plain.start(engine)
         try:
-            pace = await plain.measure_pace(engine, s.pace_prompt)
-            report.note(str(pace))
-            self._state.put("pace", asdict(pace))
-            torch.set_num_threads(2)
-            requests = arrivals(self._work("mixed").shapes, 1.0, 4.0 * _REQUESTS, 1)[:_REQUESTS]
+            await plain.engine_tokens_per_s(engine, requests[:1])
             ours = await plain.engine_tokens_per_s(engine, requests)
         finally:
             await engine.stop()
@@ -116,45 +137,54 @@ class Bench:
         report.note(f"engine {ours:.0f}, transformers {theirs:.0f} tokens/s")
         self._state.put("engine", {"engine_tokens_per_s": ours, "plain_tokens_per_s": theirs})
 
-    async def _compare(self, work: Workload) -> None:
-        """Runs both arms at every load. The baseline's chunk size is chosen at the highest."""
-        slo = Slo.of(work, self.pace)
-        report.note(f"{work.name}: targets {slo}, {HEAD}")
-        await self._arm(work, slo, "split", SPLIT, None, work.loads)
-        best: tuple[float, int | None] = (-1.0, None)
-        for budget in self._settings.budgets:
-            arm = f"together-{budget or 'auto'}"
-            points = await self._arm(work, slo, arm, TOGETHER, budget, work.loads[-1:])
-            best = max(best, (_merit(points[-1]), budget), key=lambda it: it[0])
-        arm = f"together-{best[1] or 'auto'}"
-        await self._arm(work, slo, f"{arm}-low", TOGETHER, best[1], work.loads[:-1])
-        self._state.put(f"{work.name}/best", {"arm": arm, "slo": asdict(slo)})
+    async def _pace(self) -> None:
+        """Measures what a fleet takes that has nothing else to do."""
+        if self._state.has("pace"):
+            return
+        folder = self._folder()
+        async with running_pair(self._hardware(), SPLIT, _NO_HURRY, None, folder) as mesh:
+            pace = await measure_pace(mesh, self._settings.pace_prompt)
+        report.note(str(pace))
+        self._state.put("pace", asdict(pace))
 
-    async def _arm(
-        self,
-        work: Workload,
-        slo: Slo,
-        name: str,
-        roles: Sequence[str],
-        budget: int | None,
-        loads: Sequence[float],
-    ) -> list[dict[str, Any]]:
-        """Returns one point per load, measured now or before."""
-        key = f"{work.name}/{name}"
-        if not self._state.has(key):
-            points = []
-            folder = self._folder()
-            async with running_pair(self._hardware(), roles, slo, budget, folder) as mesh:
-                await self._warm(mesh, work.shapes, slo, folder)
-                for load in loads:
-                    rate = load * self.pace.most_per_s(work)
-                    stream = Stream(work.shapes, rate, seed=round(1000 * load))
-                    point = await self._offer(mesh, (stream,), slo, folder)
-                    report.note(row(f"{name} at {load:g}", point))
-                    points.append({"load": load, **asdict(point)})
-            self._state.put(key, points)
-        kept: list[dict[str, Any]] = self._state.values[key]
-        return kept
+    async def _compare(self, work: Workload) -> None:
+        """Runs both arms at every load. The baseline's chunk size is chosen at the highest.
+
+        Arms take turns, in the other order each time, so that a machine that becomes slower or
+        faster does so to both. Targets are taken from the pace once.
+        """
+        slo = Slo.of(work, self.pace)
+        report.note(f"{work.name}: {slo}, prompts x {self.stretch:.2f}")
+        report.note(HEAD)
+        highest = work.loads[-1]
+        arms = [SPLIT_ARM, *(Arm(TOGETHER, budget) for budget in self._settings.budgets)]
+        await self._take_turns(work, slo, highest, arms)
+        best = max(arms[1:], key=lambda arm: _merit(self._point(work, highest, arm, slo)))
+        for load in work.loads[-2::-1]:
+            await self._take_turns(work, slo, load, [SPLIT_ARM, best])
+        self._state.put(f"{work.name}/best", {"arm": best.name, "slo": asdict(slo)})
+
+    async def _take_turns(self, work: Workload, slo: Slo, load: float, arms: Sequence[Arm]) -> None:
+        for turn in range(self._settings.turns):
+            for arm in arms if turn % 2 == 0 else reversed(arms):
+                key = _key(work, load, arm, turn)
+                if not self._state.has(key):
+                    self._state.put(key, asdict(await self._turn(work, slo, load, arm, turn)))
+                    report.note(row(f"{arm.name} at {load:g}", self._point(work, load, arm, slo)))
+
+    async def _turn(self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int) -> Turn:
+        rate = load * self.pace.most_per_s(work)
+        stream = Stream(work.shapes, rate, seed=round(1000 * load) + turn)
+        folder = self._folder()
+        async with running_pair(self._hardware(), arm.roles, slo, arm.budget, folder) as mesh:
+            await self._warm(mesh, work.shapes, folder)
+            return await self._offer(mesh, (stream,), folder)
+
+    def _point(self, work: Workload, load: float, arm: Arm, slo: Slo) -> Point:
+        """Returns what the turns taken so far showed."""
+        keys = [_key(work, load, arm, turn) for turn in range(self._settings.turns)]
+        turns = [Turn.read(self._state.values[key]) for key in keys if self._state.has(key)]
+        return Point.of(turns, slo)
 
     async def _interference(self) -> None:
         """Measures streams on the decode worker with an idle and with a busy prefill worker."""
@@ -167,12 +197,20 @@ class Bench:
         long = Stream((heavy,), _BUSY / pace.prefill_s(heavy.prompt), seed=6, is_judged=False)
         found: dict[str, Any] = {}
         folder = self._folder()
-        async with running_pair(self._hardware(), SPLIT, slo, None, folder) as mesh:
-            await self._warm(mesh, (_STREAMS, heavy), slo, folder)
+        # The chapter's rule: the long prompts always leave, the streams' own never do.
+        hardware = replace(
+            self._hardware(),
+            policy="least_loaded",
+            threshold_tokens=2 * _STREAMS.prompt,
+            prefill_queue_max=10_000,
+        )
+        seconds = 2 * self._settings.seconds
+        async with running_pair(hardware, SPLIT, slo, None, folder) as mesh:
+            await self._warm(mesh, (_STREAMS, heavy), folder)
             for name, streams in (("alone", (few,)), ("beside", (few, long)), ("again", (few,))):
-                point = await self._offer(mesh, streams, slo, folder)
+                point = Point.of([await self._offer(mesh, streams, folder, seconds)], slo)
                 report.note(row(name, point))
-                found[name] = asdict(point)
+                found[name] = point.figures()
         self._state.put("interference", found)
 
     async def _machine(self) -> None:
@@ -182,7 +220,7 @@ class Bench:
         place = Place(
             str(self._model.resolve()),
             self._settings.device,
-            self._settings.dtype,
+            self._dtype_name(),
             self._kv_mib(),
             self._heavy().prompt,
             self._cores.workers,
@@ -193,30 +231,29 @@ class Bench:
     def _heavy(self) -> Shape:
         return Shape(round(self.stretch * _LONG.prompt), _LONG.answer)
 
-    async def _warm(self, mesh: str, shapes: tuple[Shape, ...], slo: Slo, folder: Path) -> None:
+    async def _warm(self, mesh: str, shapes: tuple[Shape, ...], folder: Path) -> None:
         """Lets pairs, memory and costs settle."""
         work = Workload("warm", (*shapes, Shape(300, 8)), (), 1.0, 1.0)
         stream = Stream(work.shapes, 0.5 * self.pace.most_per_s(work), seed=77)
-        await self._offer(mesh, (stream,), slo, folder, min(_WARM_S, self._settings.seconds))
+        await self._offer(mesh, (stream,), folder, min(_WARM_S, self._settings.seconds))
 
     async def _offer(
         self,
         mesh: str,
         streams: tuple[Stream, ...],
-        slo: Slo,
         folder: Path,
         seconds: float | None = None,
-    ) -> Point:
+    ) -> Turn:
         self._offers += 1
         seconds = seconds or self._settings.seconds
-        return await offered(Offer(mesh, streams, seconds, slo, 10_000 * self._offers), folder)
+        return await offered(Offer(mesh, streams, seconds, 10_000 * self._offers), folder)
 
     def _work(self, name: str) -> Workload:
         return WORKLOADS[name].stretched(self.stretch)
 
     def _hardware(self) -> Hardware:
         s = self._settings
-        compute = ComputeOptions(s.device, s.dtype)  # type: ignore[arg-type]  # argparse checked
+        compute = ComputeOptions(s.device, self._dtype_name())  # type: ignore[arg-type]  # argparse checked
         is_cpu = s.device == "cpu"
         return Hardware(
             self._model.resolve(),
@@ -236,11 +273,13 @@ class Bench:
     def _kv_mib(self) -> int:
         return 512 if self._settings.device == "cpu" else 8192
 
+    def _dtype_name(self) -> str:
+        if self._settings.dtype != "auto":
+            return self._settings.dtype
+        return "bfloat16" if self._settings.device == "cuda" or has_tiles() else "float32"
+
     def _dtype(self) -> torch.dtype:
-        name = self._settings.dtype
-        if name == "auto":
-            name = "float32" if self._settings.device == "cpu" else "bfloat16"
-        kind = getattr(torch, name)
+        kind = getattr(torch, self._dtype_name())
         assert isinstance(kind, torch.dtype)
         return kind
 
@@ -252,7 +291,10 @@ def _give_memory_back() -> None:
         torch.cuda.empty_cache()
 
 
-def _merit(point: dict[str, Any]) -> float:
+def _key(work: Workload, load: float, arm: Arm, turn: int) -> str:
+    return f"{work.name}/{load:g}/{arm.name}/{turn}"
+
+
+def _merit(point: Point) -> float:
     """Goodput; where two have the same, the lower TPOT."""
-    tpot_ms = point["tpot_ms"].get("p99", 1e9)
-    return float(point["attained"]) * float(point["offered_per_s"]) - 1e-9 * float(tpot_ms)
+    return point.goodput_per_s - 1e-9 * point.tpot_ms.get("p99", 1e9)

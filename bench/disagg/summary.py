@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from bench.disagg.offer import HEAD, Point, row
+from bench.disagg.point import HEAD, Point, Turn, row
 from bench.disagg.state import State
-from bench.disagg.work import BINDING, WORKLOADS
+from bench.disagg.work import BINDING, WORKLOADS, Slo
 
 
 def figures(state: State) -> dict[str, float | None]:
@@ -24,19 +24,48 @@ def figures(state: State) -> dict[str, float | None]:
 
 
 def _ratios(values: dict[str, Any], work: str) -> dict[str, float | None]:
+    """Returns how often better the split is: p99s at the load where its goodput is highest, and
+    the highest goodput of each arm."""
     best = values.get(f"{work}/best")
     if best is None:
         return {}
-    ours, theirs = values[f"{work}/split"][-1], values[f"{work}/{best['arm']}"][-1]
+    points = points_of(values, work)
+    ours, theirs = points["split"], points[best["arm"]]
+    load = max(ours, key=lambda load: ours[load].goodput_per_s)
+    most = max(point.goodput_per_s for point in theirs.values())
     return {
-        "ttft_p99_ratio": theirs["ttft_ms"]["p99"] / ours["ttft_ms"]["p99"],
-        "tpot_p99_ratio": theirs["tpot_ms"]["p99"] / ours["tpot_ms"]["p99"],
-        "goodput_ratio": _goodput(ours) / max(1e-9, _goodput(theirs)),
+        "ttft_p99_ratio": theirs[load].ttft_ms["p99"] / ours[load].ttft_ms["p99"],
+        "tpot_p99_ratio": theirs[load].tpot_ms["p99"] / ours[load].tpot_ms["p99"],
+        "goodput_ratio": ours[load].goodput_per_s / max(1e-9, most),
     }
 
 
-def _goodput(point: dict[str, Any]) -> float:
-    return float(point["attained"]) * float(point["offered_per_s"])
+def points_of(values: dict[str, Any], work: str) -> dict[str, dict[float, Point]]:
+    """Returns a workload's points by arm and load; empty before its targets are known."""
+    best = values.get(f"{work}/best")
+    if best is None:
+        return {}
+    turns: dict[str, dict[float, list[Turn]]] = {}
+    for key, value in values.items():
+        if key.startswith(f"{work}/") and "seen" in value:
+            _, load, arm, _ = key.split("/")
+            turns.setdefault(arm, {}).setdefault(float(load), []).append(Turn.read(value))
+    slo = Slo(**best["slo"])
+    return {
+        arm: {load: Point.of(taken, slo) for load, taken in sorted(loads.items())}
+        for arm, loads in turns.items()
+    }
+
+
+def told(state: State) -> dict[str, Any]:
+    """Returns what was measured, for the record: points instead of single requests."""
+    kept = {key: value for key, value in state.values.items() if "seen" not in value}
+    for work in WORKLOADS:
+        for arm, loads in points_of(state.values, work).items():
+            kept[f"{work}/{arm}"] = [
+                {"load": load, **point.figures()} for load, point in loads.items()
+            ]
+    return kept
 
 
 def _interference(found: dict[str, Any] | None) -> float | None:
@@ -61,10 +90,9 @@ def print_table(state: State) -> None:
     """Prints every point, and the ratios of each workload."""
     print(HEAD)
     for work in WORKLOADS:
-        for key, points in state.values.items():
-            if key.startswith(f"{work}/") and isinstance(points, list):
-                for point in points:
-                    _print_point(key, point)
+        for arm, loads in points_of(state.values, work).items():
+            for load, point in loads.items():
+                print(row(f"{work}/{arm} {load:g}", point))
         best = state.values.get(f"{work}/best")
         if best:
             ratios = _ratios(state.values, work)
@@ -74,10 +102,5 @@ def print_table(state: State) -> None:
                 f"{work}: TTFT within {slo['ttft_s'] * 1e3:.0f} ms, TPOT within "
                 f"{slo['tpot_s'] * 1e3:.1f} ms; best baseline {best['arm']}; {told}"
             )
-    for name, point in state.values.get("interference", {}).items():
-        _print_point(f"interference/{name}", {"load": 0.0, **point})
-
-
-def _print_point(key: str, values: dict[str, Any]) -> None:
-    point = Point(**{name: value for name, value in values.items() if name != "load"})
-    print(row(f"{key}", point))
+    for name, values in state.values.get("interference", {}).items():
+        print(row(f"interference/{name}", Point(**values)))

@@ -24,8 +24,8 @@ class Shape:
 class Workload:
     """Requests of several shapes. `loads` are shares of what the busier role can do at most.
 
-    `ttft_factor` and `tpot_factor` make the targets, from an idle worker's prefill of the longest
-    prompt and from its decode step of one sequence.
+    `ttft_factor` and `tpot_factor` make the targets, from what an idle fleet takes for the longest
+    prompt and for a token of a lone stream.
     """
 
     name: str
@@ -68,7 +68,7 @@ BINDING = "mixed"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What one idle worker takes, in seconds: a prompt token, and decode steps of 1 and of 8."""
+    """What an idle fleet takes, in seconds: a prompt token, and decode steps of 1 and of 8."""
 
     prompt_token_s: float
     lone_step_s: float

@@ -9,6 +9,7 @@ import pytest
 
 from bench.disagg.cores import Cores, divide
 from bench.disagg.offer import Offer, Stream
+from bench.disagg.point import Point, Seen, Turn
 from bench.disagg.state import State
 from bench.disagg.summary import figures
 from bench.disagg.work import WORKLOADS, Pace, Shape, Slo, arrivals
@@ -16,13 +17,10 @@ from bench.disagg.work import WORKLOADS, Pace, Shape, Slo, arrivals
 PACE = Pace(prompt_token_s=0.001, lone_step_s=0.01, full_step_s=0.02)
 
 
-def point(ttft_ms: float, tpot_ms: float, attained: float) -> dict[str, Any]:
-    return {
-        "offered_per_s": 2.0,
-        "ttft_ms": {"p99": ttft_ms},
-        "tpot_ms": {"p99": tpot_ms},
-        "attained": attained,
-    }
+def turn(ttft_ms: float, tpot_ms: float, seconds: float = 1.0) -> dict[str, Any]:
+    """Two requests, the second of which takes twice as long for a token."""
+    seen = [Seen(ttft_ms / 1e3, factor * tpot_ms / 1e3, 5, factor == 1, "") for factor in (1, 2)]
+    return asdict(Turn(seconds, 2.0, tuple(seen)))
 
 
 def test_both_arms_get_the_same_requests() -> None:
@@ -33,7 +31,7 @@ def test_both_arms_get_the_same_requests() -> None:
 
 def test_offer_survives_the_command_line() -> None:
     streams = (Stream((Shape(4, 5), Shape(6, 7, 2.0)), 1.5, 9, is_judged=False),)
-    offer = Offer("127.0.0.1:1", streams, 3.0, Slo(1.0, 0.1), 10)
+    offer = Offer("127.0.0.1:1", streams, 3.0, 10)
     assert Offer.read(json.dumps(asdict(offer))) == offer
 
 
@@ -65,19 +63,36 @@ def test_figures_name_what_was_not_measured(tmp_path: Path) -> None:
     assert set(figures(State(tmp_path / "none", keep=True)).values()) == {None}
 
 
+def test_a_point_counts_the_requests_of_all_turns() -> None:
+    failed = Seen(0.0, None, 0, False, "DEADLINE_EXCEEDED")
+    turns = [Turn.read(turn(100, 10)), Turn(3.0, 2.0, (failed, failed))]
+    found = Point.of(turns, Slo(ttft_s=0.2, tpot_s=0.015))
+    assert (found.requests, found.errors) == (4, {"DEADLINE_EXCEEDED": 2})
+    assert found.offered_per_s == 1.0
+    assert found.attained == found.goodput_per_s == 0.25
+    assert found.local_share == 0.5
+    assert found.tokens_per_s == 2.5
+    assert found.tpot_ms["p99"] == 20.0
+
+
 def test_ratios_say_how_often_better_the_split_is(tmp_path: Path) -> None:
     state = State(tmp_path / "state.json", keep=False)
-    state.put("mixed/split", [point(100, 10, 1.0)])
-    state.put("mixed/together-auto", [point(250, 20, 0.5)])
-    state.put("mixed/best", {"arm": "together-auto", "slo": asdict(Slo(1.0, 0.1))})
-    state.put(
-        "interference",
-        {name: point(1, tpot, 1.0) for name, tpot in (("alone", 9), ("beside", 11), ("again", 11))},
-    )
+    for number in range(2):
+        state.put(f"mixed/0.4/split/{number}", turn(100, 10))
+        state.put(f"mixed/0.9/split/{number}", turn(200, 30, seconds=0.5))
+        state.put(f"mixed/0.4/together-auto/{number}", turn(250, 30))
+        state.put(f"mixed/0.9/together-auto/{number}", turn(900, 60, seconds=0.5))
+    state.put("mixed/best", {"arm": "together-auto", "slo": asdict(Slo(1.0, 0.03))})
+    points = {
+        name: asdict(Point.of([Turn.read(turn(1, tpot))], Slo(1.0, 0.1)))
+        for name, tpot in (("alone", 9), ("beside", 11), ("again", 11))
+    }
+    state.put("interference", points)
     state.put("machine", {"alone_ms": 10.0, "beside_ms": 12.0, "again_ms": 14.0})
     found = figures(State(tmp_path / "state.json", keep=True))
     assert found["interference_without_mesh"] == pytest.approx(0.0)
+    # At 0.4, where both of the split's requests are within 30 ms and one of the baseline's is.
     assert found["ttft_p99_ratio"] == 2.5
-    assert found["tpot_p99_ratio"] == 2.0
+    assert found["tpot_p99_ratio"] == 3.0
     assert found["goodput_ratio"] == 2.0
     assert found["interference"] == pytest.approx(0.1)
