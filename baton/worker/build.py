@@ -47,6 +47,7 @@ def build_engine(
         dtype=compute.dtype,
         token_budget=compute.token_budget,
         tpot_target_s=config.qos.tpot_slo_ms / 1e3,
+        ttft_target_s=config.qos.ttft_slo_ms / 1e3,
         reuse_prefix=config.cache.reuse_prefix,
     )
     engine: Engine = torch_engine.TorchEngine(options)

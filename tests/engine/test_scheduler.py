@@ -46,7 +46,7 @@ def shape(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
 
 def step(scheduler: Scheduler) -> list[tuple[int, int, int]]:
     """Schedules and computes one step; every finished prompt or decode yields a token."""
-    chunks = scheduler.schedule()
+    chunks = scheduler.schedule(0.0)
     for chunk in chunks:
         samples = chunk.samples
         scheduler.complete(chunk)
@@ -110,7 +110,7 @@ def test_preempted_job_computes_all_its_tokens_again() -> None:
     before = list(young.tokens)
     scheduler.remove(old)
     scheduler.release(old)
-    chunks = scheduler.schedule()
+    chunks = scheduler.schedule(0.0)
     assert young.tokens == before
     assert [chunk.job for chunk in chunks] == [young]
     assert chunks[0].start + chunks[0].count == len(before)

@@ -5,9 +5,12 @@ from array import array
 from hypothesis import given
 from hypothesis import strategies as st
 
+from baton.engine.torch.job import BlockFeed
 from baton.engine.torch.scheduler import Scheduler
 from baton.engine.torch.sizing import FEWEST_TOKENS, MOST_TOKENS, StepLoad, StepSizer
-from tests.engine.test_scheduler import make_job, make_pool, shape, step
+from tests.engine.test_scheduler import NoTransfer, make_job, make_pool, shape, step
+
+PATIENCE_S = 2.0
 
 
 def cost_s(load: StepLoad) -> float:
@@ -22,7 +25,7 @@ def cost_s(load: StepLoad) -> float:
 
 def learnt(target_s: float) -> StepSizer:
     """Returns a sizer that saw steps of all kinds."""
-    sizer = StepSizer(target_s)
+    sizer = StepSizer(target_s, PATIENCE_S)
     for round_ in range(60):
         for prompt in (0, 64, 512):
             decodes = round_ % 9 if prompt else 1 + round_ % 9
@@ -45,8 +48,12 @@ def test_without_decodes_steps_are_longer() -> None:
 
 def test_decodes_beyond_the_target_have_no_room() -> None:
     sizer = learnt(0.05)
-    assert sizer.has_room(20, 4000)
-    assert not sizer.has_room(50, 4000)
+    assert sizer.has_room(20, 4000, 0.0)
+    assert not sizer.has_room(50, 4000, 0.99 * PATIENCE_S)
+
+
+def test_nobody_waits_for_ever_for_room() -> None:
+    assert learnt(0.05).has_room(50, 4000, PATIENCE_S)
 
 
 @given(
@@ -68,7 +75,7 @@ def test_scheduler_gives_prompts_what_decodes_leave() -> None:
     scheduler.add(make_job(0, 20))
     assert step(scheduler) == [(0, 0, 20)]
     scheduler.add(make_job(1, 4000))
-    decode, prompt = shape(scheduler.schedule())
+    decode, prompt = shape(scheduler.schedule(0.0))
     assert decode == (0, 20, 1)
     assert prompt[2] == sizer.prompt_tokens(1, 20, 0) < 4000
 
@@ -85,7 +92,7 @@ def test_a_prompt_leaves_time_to_a_decode_that_comes_with_its_kv() -> None:
     received.tokens.append(5)
     received.holds_lease = received.is_prefilled = True
     scheduler.add(received)
-    decode, prompt = shape(scheduler.schedule())
+    decode, prompt = shape(scheduler.schedule(0.0))
     assert decode == (1, 20, 1)
     assert prompt[2] == sizer.prompt_tokens(1, 20, 0) < sizer.prompt_tokens(0, 0, 0)
 
@@ -94,7 +101,18 @@ def test_jobs_wait_while_decodes_have_no_time_left() -> None:
     scheduler = Scheduler(make_pool(512), token_budget=512, max_running=64, sizer=learnt(0.05))
     for arrival in range(60):
         scheduler.add(make_job(arrival, 8))
-    assert 25 < len(step(scheduler)) < 45
+    assert 25 < len(scheduler.schedule(0.0)) < 45
+    assert len(scheduler.schedule(PATIENCE_S)) > 45
+
+
+def test_prompts_that_are_decoded_elsewhere_share_a_step_whatever_the_target() -> None:
+    """A prefill worker computed one prompt at a time where one decode filled the target."""
+    scheduler = Scheduler(make_pool(512), token_budget=512, max_running=64, sizer=learnt(0.001))
+    for arrival in range(4):
+        job = make_job(arrival, 8)
+        job.feed = BlockFeed(NoTransfer(), 0)
+        scheduler.add(job)
+    assert [count for _, _, count in shape(scheduler.schedule(0.0))] == [8, 8, 8, 8]
 
 
 def test_a_lone_job_never_waits_for_time() -> None:

@@ -32,7 +32,7 @@ class TorchEngineOptions:
     `device` is auto, cpu or cuda; `dtype` is auto (float32 on CPU, bfloat16 on CUDA), float32 or
     bfloat16. `token_budget` is the most tokens one step computes: less keeps running streams
     smooth, more makes prefill fast. None sizes steps by what they cost, so that streams keep
-    within `tpot_target_s` seconds per token.
+    within `tpot_target_s` seconds per token, as long as nobody waits for `ttft_target_s` to start.
     """
 
     model_dir: str
@@ -43,6 +43,7 @@ class TorchEngineOptions:
     dtype: str = "auto"
     token_budget: int | None = 512
     tpot_target_s: float = 0.2
+    ttft_target_s: float = 2.0
     max_running: int = 64
     reuse_prefix: bool = True
 
@@ -90,7 +91,9 @@ def assemble(
         reuse_prefix=options.reuse_prefix,
         host=TorchHostMemory(kv, options.host_memory_bytes) if options.host_memory_bytes else None,
     )
-    sizer = StepSizer(options.tpot_target_s) if options.token_budget is None else None
+    sizer = None
+    if options.token_budget is None:
+        sizer = StepSizer(options.tpot_target_s, patience_s=options.ttft_target_s)
     scheduler = Scheduler(
         pool,
         token_budget=options.token_budget or MOST_TOKENS,

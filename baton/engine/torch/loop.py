@@ -154,7 +154,7 @@ class StepLoop:
         self._end(reason)
 
     def _turn(self) -> None:
-        chunks = self._scheduler.schedule()
+        chunks = self._scheduler.schedule(time.monotonic())
         self._is_idle = not chunks
         if chunks:
             self.busy.begin()

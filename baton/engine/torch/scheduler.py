@@ -30,8 +30,8 @@ class Chunk:
 class Scheduler:
     """Chooses chunks: every running decode first, then prefill within the token budget.
 
-    With a `sizer`, prompts get the rest of a step that its decodes' target leaves, and no job
-    starts that would take decodes beyond it.
+    With a `sizer`, prompts get the rest of a step that its decodes' target leaves, and no job that
+    will decode here starts when that would take decodes beyond it, unless it has waited too long.
 
     Higher priority goes first, then first come. When the pool cannot hold a decode's next token,
     the youngest job of the lowest priority gives its blocks back and computes again later. Jobs
@@ -67,10 +67,10 @@ class Scheduler:
         """Lets go of a job that ended; its blocks are the caller's."""
         (self._waiting if job.phase is Phase.WAITING else self._running).remove(job)
 
-    def schedule(self) -> list[Chunk]:
+    def schedule(self, now_s: float) -> list[Chunk]:
         """Returns the next step, decodes first; empty when nothing can run now."""
         preempted_before = self.preemptions
-        self._start_received()
+        self._start_received(now_s)
         chunks = self._decode_chunks()
         budget = self._prompt_budget(chunks)
         # Who lost its blocks just now does not take them back from the others at once; but with no
@@ -80,7 +80,7 @@ class Scheduler:
         for job in heapq.merge(prefilling, self._waiting[:], key=_order):
             if budget == 0:
                 break
-            if job.phase is Phase.WAITING and not self._admit(job, may_reserve):
+            if job.phase is Phase.WAITING and not self._admit(job, now_s, may_reserve):
                 # Nobody overtakes a job that waits for blocks, or it might wait for ever. Jobs
                 # that already hold theirs pass.
                 may_reserve = False
@@ -116,14 +116,14 @@ class Scheduler:
         context = max((j.computed for j in self._running if j.phase is Phase.PREFILLING), default=0)
         return min(budget, self._sizer.prompt_tokens(len(decodes), resident, context))
 
-    def _start_received(self) -> None:
+    def _start_received(self, now_s: float) -> None:
         """Starts jobs that came with their KV, before anybody counts what decodes leave of a step.
 
         A prompt beside them would else get a step's whole time, since none of them runs yet.
         """
         for job in self._waiting[:]:
             if job.holds_lease:
-                self._admit(job, may_reserve=False)
+                self._admit(job, now_s, may_reserve=False)
 
     def _decode_chunks(self) -> list[Chunk]:
         # Growing one may preempt others. Victims come from the end of the same order, so none of
@@ -152,25 +152,28 @@ class Scheduler:
         job.phase = Phase.WAITING
         self.add(job)
 
-    def _admit(self, job: Job, may_reserve: bool) -> bool:
+    def _admit(self, job: Job, now_s: float, may_reserve: bool) -> bool:
         if len(self._running) >= self._max_running:
             return False
         if job.holds_lease:
             # Its KV came from a peer and was verified.
             self._pool.commit(job.owner, job.tokens[: job.computed])
-        elif not may_reserve or not self._has_time(job) or not self._reserve(job):
+        elif not may_reserve or not self._has_time(job, now_s) or not self._reserve(job):
             return False
         self._waiting.remove(job)
         job.phase = Phase.DECODING if job.remaining == 1 and job.computed else Phase.PREFILLING
         insort(self._running, job, key=_order)
         return True
 
-    def _has_time(self, job: Job) -> bool:
-        """Tells whether steps stay within their target with one more job; alone it always may."""
-        if self._sizer is None or not self._running:
+    def _has_time(self, job: Job, now_s: float) -> bool:
+        """Tells whether steps stay within their target with one more job that will decode.
+
+        Alone it always may, and a prompt whose answer is decoded elsewhere takes nobody's time.
+        """
+        if self._sizer is None or not self._running or job.is_only_prefill:
             return True
-        resident = sum(len(running.tokens) for running in self._running)
-        return self._sizer.has_room(len(self._running) + 1, resident + len(job.tokens))
+        resident = sum(len(running.tokens) for running in self._running) + len(job.tokens)
+        return self._sizer.has_room(len(self._running) + 1, resident, now_s - job.submitted_s)
 
     def _reserve(self, job: Job) -> bool:
         # Room for the decodes' next blocks, or admitting would only preempt at once.

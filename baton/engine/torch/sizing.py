@@ -32,10 +32,14 @@ class StepLoad(NamedTuple):
 
 
 class StepSizer:
-    """Fits what steps cost and fills them up to a target. Used by the engine thread alone."""
+    """Fits what steps cost and fills them up to a target. Used by the engine thread alone.
 
-    def __init__(self, tpot_target_s: float) -> None:
+    Who has waited for `patience_s` starts whatever that does to the target.
+    """
+
+    def __init__(self, tpot_target_s: float, patience_s: float) -> None:
         self._target_s = _SHARE * tpot_target_s
+        self._patience_s = patience_s
         self._fit = OnlineFit(_DEFAULTS)
 
     def learn(self, load: StepLoad, seconds: float) -> None:
@@ -55,9 +59,13 @@ class StepSizer:
             return FEWEST_TOKENS
         return min(MOST_TOKENS, int(room_s / each_s)) if each_s > 0 else MOST_TOKENS
 
-    def has_room(self, decodes: int, resident_tokens: int) -> bool:
-        """Tells whether a step of these decodes stays within the target, as far as is known."""
-        if self._fit.samples < len(_DEFAULTS):
+    def has_room(self, decodes: int, resident_tokens: int, waited_s: float) -> bool:
+        """Tells whether a job that has waited may start and make a step of these decodes.
+
+        It may while the step stays within the target, as far as is known. A stream of short steps
+        may last for ever, so a wait must not.
+        """
+        if waited_s >= self._patience_s or self._fit.samples < len(_DEFAULTS):
             return True
         seconds = self._fit.predict((1.0, decodes, resident_tokens, 0.0, 0.0))
         return seconds <= self._target_s
