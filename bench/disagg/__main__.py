@@ -2,12 +2,12 @@
 
     python -m bench.disagg [--work decode-heavy] [--device cuda --size 1b] [--resume]
 
-Each worker has a core (taskset) or, with --device cuda, a GPU of its own, or a share of the only
-one. Both arms run the same router, policies and requests. Router, Redis and client have the other
-cores where there are more than two, else a small share of the same. The baseline's chunk size is
-tuned: it runs with every size given and its best counts. What is measured is kept in --state after
-each part, so that --resume goes on where an earlier run stopped. A table is printed and, last, one
-JSON line.
+Each worker has a core (taskset) or, with --device cuda, a GPU of its own. Both share the only one,
+and half of the load is offered then. Both arms run the same router, policies and requests. Router,
+Redis and client have the other cores where there are more than two, else a small share of the
+same. The baseline's chunk size is tuned: it runs with every size given and its best counts. What is
+measured is kept in --state after each part, so that --resume goes on where an earlier run stopped.
+A table is printed and, last, one JSON line.
 """
 
 import argparse
@@ -37,6 +37,7 @@ def main() -> None:
         policy=options.policy,
         turns=options.turns,
         stretch=options.stretch,
+        tpot_factor=options.tpot_factor,
         pace_prompt=options.pace_prompt,
     )
     with tempfile.TemporaryDirectory() as scratch:
@@ -75,6 +76,7 @@ def _options() -> argparse.Namespace:
         help="Factor of prompt lengths; by default the one with which the mixed workload keeps "
         "both roles equally busy.",
     )
+    parser.add_argument("--tpot-factor", type=float, help="TPOT target, in steps of an idle fleet.")
     parser.add_argument(
         "--pace-prompt", type=int, default=512, help="Tokens of the prompt to take the pace from."
     )

@@ -44,6 +44,7 @@ class Settings:
     """What to run. `budgets` are the baseline's chunk sizes to try; None is the engine's own.
 
     Without a `stretch`, prompts are as long as keeps both roles equally busy in the mixed workload.
+    `tpot_factor` is for all workloads, instead of each one's own.
     """
 
     device: str
@@ -54,6 +55,7 @@ class Settings:
     policy: str
     turns: int = 2
     stretch: float | None = None
+    tpot_factor: float | None = None
     pace_prompt: int = 512
 
 
@@ -173,7 +175,7 @@ class Bench:
                     report.note(row(f"{arm.name} at {load:g}", self._point(work, load, arm, slo)))
 
     async def _turn(self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int) -> Turn:
-        rate = load * self.pace.most_per_s(work)
+        rate = load * self._share() * self.pace.most_per_s(work)
         stream = Stream(work.shapes, rate, seed=round(1000 * load) + turn)
         folder = self._folder()
         async with running_pair(self._hardware(), arm.roles, slo, arm.budget, folder) as mesh:
@@ -249,7 +251,14 @@ class Bench:
         return await offered(Offer(mesh, streams, seconds, 10_000 * self._offers), folder)
 
     def _work(self, name: str) -> Workload:
-        return WORKLOADS[name].stretched(self.stretch)
+        work = WORKLOADS[name].stretched(self.stretch)
+        factor = self._settings.tpot_factor
+        return work if factor is None else replace(work, tpot_factor=factor)
+
+    def _share(self) -> float:
+        """Returns how much of what an idle worker has each one has when both are busy."""
+        is_shared = self._settings.device == "cuda" and torch.cuda.device_count() == 1
+        return 0.5 if is_shared else 1.0
 
     def _hardware(self) -> Hardware:
         s = self._settings

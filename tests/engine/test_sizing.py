@@ -41,6 +41,17 @@ def test_prompts_fill_the_step_up_to_the_target() -> None:
     assert 0.8 * 0.04 < filled_s < 0.05
 
 
+def test_a_prompt_that_breaks_the_target_anyway_gets_over_it_in_few_steps() -> None:
+    """Recorded steps of 4 ms, and 30 ms more as soon as a step has a prompt in it."""
+    sizer = StepSizer(0.01, PATIENCE_S)
+    for round_ in range(60):
+        for prompt in (0, 64, 512, 4096):
+            decodes = 1 + round_ % 9
+            any_s = 0.03 if prompt else 0.0
+            sizer.learn(StepLoad(decodes, 100 * round_, prompt), 4e-3 + any_s + 1e-5 * prompt)
+    assert 1000 < sizer.prompt_tokens(4, 2000, 0) < 4000
+
+
 def test_without_decodes_steps_are_longer() -> None:
     sizer = learnt(0.05)
     assert sizer.prompt_tokens(0, 0, 0) > 3 * sizer.prompt_tokens(1, 100, 0)

@@ -10,11 +10,13 @@ MOST_TOKENS = 8192
 FEWEST_TOKENS = 16
 """Of prompts in one step however slow they are, so that every prompt comes to its end."""
 
-_DEFAULTS = (5e-3, 5e-4, 1e-7, 5e-4, 1e-8)
-"""Seconds per step, decode, resident token, prompt token, and pair of tokens that attention reads;
-until steps were measured, they give prompts about 300 tokens of a step of 0.2 s."""
+_DEFAULTS = (5e-3, 5e-4, 1e-7, 5e-4, 1e-8, 1e-3)
+"""Seconds per step, decode, resident token, prompt token, pair of tokens that attention reads, and
+of a step because it has any prompt; until steps were measured, they give prompts about 300 tokens
+of a step of 0.2 s."""
 _SHARE = 0.8
 """Of the target that steps may take: what surrounds a step also counts for the stream."""
+_SHORTEST_TOKEN_S = 1e-7
 _LONGEST_STEP_S = 0.25
 """Of a step without decodes: who arrives or leaves waits for its end."""
 
@@ -44,20 +46,23 @@ class StepSizer:
 
     def learn(self, load: StepLoad, seconds: float) -> None:
         """Takes in what a step took."""
-        self._fit.update((1.0, *load), seconds)
+        self._fit.update((1.0, *load, float(load.prompt_tokens > 0)), seconds)
 
     def prompt_tokens(self, decodes: int, resident_tokens: int, context: int) -> int:
         """Returns how many tokens of a prompt, `context` computed already, fit beside decodes.
 
         With decodes the step stays within their target, without within what arrivals may wait.
+        Where no prompt fits, as on a GPU that replays recorded steps only as long as they have no
+        prompt in them, its share is as long as what having one costs by itself: at most twice the
+        delay, for a small part of the number of steps.
         """
-        *_, token_s, pair_s = self._fit.coefficients
+        *_, token_s, pair_s, any_s = self._fit.coefficients
         target_s = self._target_s if decodes else max(self._target_s, _LONGEST_STEP_S)
-        room_s = target_s - self._fit.predict((1.0, decodes, resident_tokens, 0.0, 0.0))
-        each_s = token_s + pair_s * context
+        each_s = max(token_s + pair_s * context, _SHORTEST_TOKEN_S)
+        room_s = target_s - any_s - self._decodes_s(decodes, resident_tokens)
         if room_s <= FEWEST_TOKENS * each_s:
-            return FEWEST_TOKENS
-        return min(MOST_TOKENS, int(room_s / each_s)) if each_s > 0 else MOST_TOKENS
+            room_s = any_s
+        return max(FEWEST_TOKENS, min(MOST_TOKENS, int(room_s / each_s)))
 
     def has_room(self, decodes: int, resident_tokens: int, waited_s: float) -> bool:
         """Tells whether a job that has waited may start and make a step of these decodes.
@@ -67,8 +72,10 @@ class StepSizer:
         """
         if waited_s >= self._patience_s or self._fit.samples < len(_DEFAULTS):
             return True
-        seconds = self._fit.predict((1.0, decodes, resident_tokens, 0.0, 0.0))
-        return seconds <= self._target_s
+        return self._decodes_s(decodes, resident_tokens) <= self._target_s
+
+    def _decodes_s(self, decodes: int, resident_tokens: int) -> float:
+        return self._fit.predict((1.0, decodes, resident_tokens, 0.0, 0.0, 0.0))
 
 
 def chunk_pairs(spans: Sequence[tuple[int, int]]) -> float:
