@@ -20,6 +20,7 @@ from bench.disagg.neighbour import Place
 from bench.disagg.offer import Offer, Stream
 from bench.disagg.point import HEAD, Point, Turn, row
 from bench.disagg.state import State
+from bench.disagg.summary import points_of
 from bench.disagg.work import BINDING, WORKLOADS, Pace, Shape, Slo, Workload, arrivals
 from bench.engine import save_model
 
@@ -184,9 +185,7 @@ class Bench:
 
     def _point(self, work: Workload, load: float, arm: Arm, slo: Slo) -> Point:
         """Returns what the turns taken so far showed."""
-        keys = [_key(work, load, arm, turn) for turn in range(self._settings.turns)]
-        turns = [Turn.read(self._state.values[key]) for key in keys if self._state.has(key)]
-        return Point.of(turns, slo)
+        return points_of(self._state.values, work.name, slo)[arm.name][load]
 
     async def _interference(self) -> None:
         """Measures streams on the decode worker with an idle and with a busy prefill worker."""

@@ -29,7 +29,7 @@ def _ratios(values: dict[str, Any], work: str) -> dict[str, float | None]:
     best = values.get(f"{work}/best")
     if best is None:
         return {}
-    points = points_of(values, work)
+    points = _judged(values, work)
     ours, theirs = points["split"], points[best["arm"]]
     load = max(ours, key=lambda load: ours[load].goodput_per_s)
     most = max(point.goodput_per_s for point in theirs.values())
@@ -40,28 +40,30 @@ def _ratios(values: dict[str, Any], work: str) -> dict[str, float | None]:
     }
 
 
-def points_of(values: dict[str, Any], work: str) -> dict[str, dict[float, Point]]:
-    """Returns a workload's points by arm and load; empty before its targets are known."""
-    best = values.get(f"{work}/best")
-    if best is None:
-        return {}
+def points_of(values: dict[str, Any], work: str, slo: Slo) -> dict[str, dict[float, Point]]:
+    """Returns what a workload's turns showed so far, by arm and load."""
     turns: dict[str, dict[float, list[Turn]]] = {}
     for key, value in values.items():
         if key.startswith(f"{work}/") and "seen" in value:
             _, load, arm, _ = key.split("/")
             turns.setdefault(arm, {}).setdefault(float(load), []).append(Turn.read(value))
-    slo = Slo(**best["slo"])
     return {
         arm: {load: Point.of(taken, slo) for load, taken in sorted(loads.items())}
         for arm, loads in turns.items()
     }
 
 
+def _judged(values: dict[str, Any], work: str) -> dict[str, dict[float, Point]]:
+    """Returns the points of a workload that was measured whole; else none."""
+    best = values.get(f"{work}/best")
+    return {} if best is None else points_of(values, work, Slo(**best["slo"]))
+
+
 def told(state: State) -> dict[str, Any]:
     """Returns what was measured, for the record: points instead of single requests."""
     kept = {key: value for key, value in state.values.items() if "seen" not in value}
     for work in WORKLOADS:
-        for arm, loads in points_of(state.values, work).items():
+        for arm, loads in _judged(state.values, work).items():
             kept[f"{work}/{arm}"] = [
                 {"load": load, **point.figures()} for load, point in loads.items()
             ]
@@ -90,7 +92,7 @@ def print_table(state: State) -> None:
     """Prints every point, and the ratios of each workload."""
     print(HEAD)
     for work in WORKLOADS:
-        for arm, loads in points_of(state.values, work).items():
+        for arm, loads in _judged(state.values, work).items():
             for load, point in loads.items():
                 print(row(f"{work}/{arm} {load:g}", point))
         best = state.values.get(f"{work}/best")
