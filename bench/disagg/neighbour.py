@@ -10,6 +10,7 @@ caches, memory, and cores that are two threads of one. Prints both times as one 
 import asyncio
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -78,28 +79,28 @@ async def _compute_prompts(engine: TorchEngine, tokens: int) -> None:
 
 
 async def _compare(engine: TorchEngine, place: Place) -> dict[str, float]:
-    """Measures alone, beside and alone again, so that a drift of the machine shows."""
-    await _tpot_ms(engine, 1)
-    alone_ms = await _tpot_ms(engine, _ROUNDS)
-    with _neighbour(place):
-        beside_ms = await _tpot_ms(engine, _ROUNDS)
-    again_ms = await _tpot_ms(engine, _ROUNDS)
-    return {"alone_ms": alone_ms, "beside_ms": beside_ms, "again_ms": again_ms}
+    """Measures rounds alone and beside in turn, so that a drift of the machine is in both."""
+    await _tpot_ms(engine, 0)
+    alone, beside = [], []
+    with _neighbour(place) as child:
+        for number in range(_ROUNDS):
+            child.send_signal(signal.SIGSTOP)
+            alone.append(await _tpot_ms(engine, 2 * number))
+            child.send_signal(signal.SIGCONT)
+            beside.append(await _tpot_ms(engine, 2 * number + 1))
+    return {"alone_ms": statistics.median(alone), "beside_ms": statistics.median(beside)}
 
 
-async def _tpot_ms(engine: TorchEngine, rounds: int) -> float:
-    """Returns the median of the rounds."""
-    found = []
-    for seed in range(rounds):
-        prompts = [prompt_ids(48, 100 * seed + index) for index in range(_STREAMS)]
-        started_s = time.perf_counter()
-        await plain.answers(engine, prompts, [_ANSWER] * _STREAMS)
-        found.append(1e3 * (time.perf_counter() - started_s) / _ANSWER)
-    return statistics.median(found)
+async def _tpot_ms(engine: TorchEngine, seed: int) -> float:
+    """Returns what a token of some streams at once takes."""
+    prompts = [prompt_ids(48, 100 * seed + index) for index in range(_STREAMS)]
+    started_s = time.perf_counter()
+    await plain.answers(engine, prompts, [_ANSWER] * _STREAMS)
+    return 1e3 * (time.perf_counter() - started_s) / _ANSWER
 
 
 @contextmanager
-def _neighbour(place: Place) -> Iterator[None]:
+def _neighbour(place: Place) -> Iterator["subprocess.Popen[str]"]:
     """Runs the other side."""
     there = json.dumps(asdict(replace(place, computes_prompts=True)))
     with subprocess.Popen(  # noqa: S603 - our own arguments
@@ -109,7 +110,7 @@ def _neighbour(place: Place) -> Iterator[None]:
             assert child.stdout is not None
             if child.stdout.readline().strip() != _READY:
                 raise RuntimeError("the neighbour ended before it computed")
-            yield
+            yield child
         finally:
             child.kill()
 

@@ -2,7 +2,6 @@
 
 import gc
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from bench.disagg.neighbour import Place
 from bench.disagg.offer import Offer, Stream
 from bench.disagg.point import HEAD, Point, Turn, row
 from bench.disagg.state import State
-from bench.disagg.summary import points_of
+from bench.disagg.summary import SPLIT_NAME, points_of, turn_key
 from bench.disagg.work import BINDING, WORKLOADS, Pace, Shape, Slo, Workload, arrivals
 from bench.engine import save_model
 
@@ -33,6 +32,8 @@ _BUSY = 0.75
 """Share of the prefill worker's time that they take."""
 _CALM = 0.35
 """Share of what the decode worker can do that the streams beside them take."""
+_ROUNDS = 4
+"""Of streams alone and beside the busy prefill worker, in turn."""
 _WARM_S = 5.0
 _NO_HURRY = Slo(60.0, 1.0)
 """Targets while the pace is measured, which decides the real ones."""
@@ -70,7 +71,7 @@ class Arm:
     @property
     def name(self) -> str:
         """What it is called in the table."""
-        return "split" if self.roles == SPLIT else f"together-{self.budget or 'auto'}"
+        return SPLIT_NAME if self.roles == SPLIT else f"together-{self.budget or 'auto'}"
 
 
 SPLIT_ARM = Arm(SPLIT)
@@ -151,29 +152,27 @@ class Bench:
         self._state.put("pace", asdict(pace))
 
     async def _compare(self, work: Workload) -> None:
-        """Runs both arms at every load. The baseline's chunk size is chosen at the highest.
+        """Runs all arms at every load, the highest first: it tells soonest how they differ.
 
         Arms take turns, in the other order each time, so that a machine that becomes slower or
-        faster does so to both. Targets are taken from the pace once.
+        faster does so to all. Targets are taken from the pace once.
         """
         slo = Slo.of(work, self.pace)
         report.note(f"{work.name}: {slo}, prompts x {self.stretch:.2f}")
         report.note(HEAD)
-        highest = work.loads[-1]
         arms = [SPLIT_ARM, *(Arm(TOGETHER, budget) for budget in self._settings.budgets)]
-        await self._take_turns(work, slo, highest, arms)
-        best = max(arms[1:], key=lambda arm: _merit(self._point(work, highest, arm, slo)))
-        for load in work.loads[-2::-1]:
-            await self._take_turns(work, slo, load, [SPLIT_ARM, best])
-        self._state.put(f"{work.name}/best", {"arm": best.name, "slo": asdict(slo)})
+        for load in reversed(work.loads):
+            for turn in range(self._settings.turns):
+                for arm in arms if turn % 2 == 0 else reversed(arms):
+                    await self._take(work, slo, load, arm, turn)
+        self._state.put(f"{work.name}/targets", asdict(slo))
 
-    async def _take_turns(self, work: Workload, slo: Slo, load: float, arms: Sequence[Arm]) -> None:
-        for turn in range(self._settings.turns):
-            for arm in arms if turn % 2 == 0 else reversed(arms):
-                key = _key(work, load, arm, turn)
-                if not self._state.has(key):
-                    self._state.put(key, asdict(await self._turn(work, slo, load, arm, turn)))
-                    report.note(row(f"{arm.name} at {load:g}", self._point(work, load, arm, slo)))
+    async def _take(self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int) -> None:
+        key = turn_key(work.name, load, arm.name, turn)
+        if not self._state.has(key):
+            self._state.put(key, asdict(await self._turn(work, slo, load, arm, turn)))
+            point = points_of(self._state.values, work.name, slo)[arm.name][load]
+            report.note(row(f"{arm.name} at {load:g}", point))
 
     async def _turn(self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int) -> Turn:
         rate = load * self._share() * self.pace.most_per_s(work)
@@ -183,20 +182,19 @@ class Bench:
             await self._warm(mesh, work.shapes, folder)
             return await self._offer(mesh, (stream,), folder)
 
-    def _point(self, work: Workload, load: float, arm: Arm, slo: Slo) -> Point:
-        """Returns what the turns taken so far showed."""
-        return points_of(self._state.values, work.name, slo)[arm.name][load]
-
     async def _interference(self) -> None:
-        """Measures streams on the decode worker with an idle and with a busy prefill worker."""
+        """Measures streams on the decode worker with an idle and with a busy prefill worker.
+
+        The two take turns, so that a drift of the machine is in both.
+        """
         if self._state.has("interference"):
             return
         pace = self.pace
         slo = Slo.of(self._work("mixed"), pace)
         heavy = self._heavy()
-        few = Stream((_STREAMS,), _CALM * 8 / (_STREAMS.answer * pace.full_step_s), seed=5)
+        few_per_s = _CALM * 8 / (_STREAMS.answer * pace.full_step_s)
         long = Stream((heavy,), _BUSY / pace.prefill_s(heavy.prompt), seed=6, is_judged=False)
-        found: dict[str, Any] = {}
+        found: dict[str, list[dict[str, Any]]] = {"alone": [], "beside": []}
         folder = self._folder()
         # The chapter's rule: the long prompts always leave, the streams' own never do.
         hardware = replace(
@@ -205,14 +203,15 @@ class Bench:
             threshold_tokens=2 * _STREAMS.prompt,
             prefill_queue_max=10_000,
         )
-        seconds = 2 * self._settings.seconds
         async with running_pair(hardware, SPLIT, slo, None, folder) as mesh:
             await self._warm(mesh, (_STREAMS, heavy), folder)
-            for name, streams in (("alone", (few,)), ("beside", (few, long)), ("again", (few,))):
-                point = Point.of([await self._offer(mesh, streams, folder, seconds)], slo)
-                report.note(row(name, point))
-                found[name] = point.figures()
-        self._state.put("interference", found)
+            for number in range(_ROUNDS):
+                few = Stream((_STREAMS,), few_per_s, seed=5 + 10 * number)
+                for name, streams in (("alone", (few,)), ("beside", (few, long))):
+                    found[name].append(asdict(await self._offer(mesh, streams, folder)))
+        for name, turns in found.items():
+            report.note(row(name, Point.of([Turn.read(it) for it in turns], slo)))
+        self._state.put("interference", {"targets": asdict(slo), **found})
 
     async def _machine(self) -> None:
         """Measures what the same computing beside costs without a mesh."""
@@ -297,12 +296,3 @@ def _give_memory_back() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def _key(work: Workload, load: float, arm: Arm, turn: int) -> str:
-    return f"{work.name}/{load:g}/{arm.name}/{turn}"
-
-
-def _merit(point: Point) -> float:
-    """Goodput; where two have the same, the lower TPOT."""
-    return point.goodput_per_s - 1e-9 * point.tpot_ms.get("p99", 1e9)

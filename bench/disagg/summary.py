@@ -6,6 +6,8 @@ from bench.disagg.point import HEAD, Point, Turn, row
 from bench.disagg.state import State
 from bench.disagg.work import BINDING, WORKLOADS, Slo
 
+SPLIT_NAME = "split"
+
 
 def figures(state: State) -> dict[str, float | None]:
     """Returns the benchmark's figures; None where a part was not measured."""
@@ -15,29 +17,49 @@ def figures(state: State) -> dict[str, float | None]:
         "ttft_p99_ratio": None,
         "tpot_p99_ratio": None,
         "goodput_ratio": None,
-        "interference": _interference(values.get("interference")),
-        "interference_without_mesh": _of_the_machine(values.get("machine")),
         "engine_tokens_per_s": engine.get("engine_tokens_per_s"),
         "transformers_tokens_per_s": engine.get("plain_tokens_per_s"),
     }
-    return named | _ratios(values, BINDING)
+    return named | _interference(values) | _ratios(values, BINDING)
 
 
 def _ratios(values: dict[str, Any], work: str) -> dict[str, float | None]:
-    """Returns how often better the split is: p99s at the load where its goodput is highest, and
-    the highest goodput of each arm."""
-    best = values.get(f"{work}/best")
-    if best is None:
+    """Returns how often better the split is than the baseline of the most goodput."""
+    beside = _beside(values, work)
+    return beside[_best(_judged(values, work))] if beside else {}
+
+
+def _beside(values: dict[str, Any], work: str) -> dict[str, dict[str, float | None]]:
+    """Returns how often better the split is than each baseline: p99s at the load where its own
+    goodput is highest, and the highest goodput of both."""
+    arms = _judged(values, work)
+    if not arms:
         return {}
-    points = _judged(values, work)
-    ours, theirs = points["split"], points[best["arm"]]
+    ours = arms.pop(SPLIT_NAME)
     load = max(ours, key=lambda load: ours[load].goodput_per_s)
-    most = max(point.goodput_per_s for point in theirs.values())
+    at = ours[load]
     return {
-        "ttft_p99_ratio": theirs[load].ttft_ms["p99"] / ours[load].ttft_ms["p99"],
-        "tpot_p99_ratio": theirs[load].tpot_ms["p99"] / ours[load].tpot_ms["p99"],
-        "goodput_ratio": ours[load].goodput_per_s / max(1e-9, most),
+        arm: {
+            "ttft_p99_ratio": points[load].ttft_ms["p99"] / at.ttft_ms["p99"],
+            "tpot_p99_ratio": points[load].tpot_ms["p99"] / at.tpot_ms["p99"],
+            "goodput_ratio": at.goodput_per_s / max(1e-9, _goodput_per_s(points)),
+        }
+        for arm, points in arms.items()
     }
+
+
+def _best(arms: dict[str, dict[float, Point]]) -> str:
+    """Returns the baseline whose goodput is highest at its best load."""
+    return max(arms.keys() - {SPLIT_NAME}, key=lambda arm: _goodput_per_s(arms[arm]))
+
+
+def _goodput_per_s(points: dict[float, Point]) -> float:
+    return max(point.goodput_per_s for point in points.values())
+
+
+def turn_key(work: str, load: float, arm: str, turn: int) -> str:
+    """Returns the name under which a turn is kept; `points_of` reads it."""
+    return f"{work}/{load:g}/{arm}/{turn}"
 
 
 def points_of(values: dict[str, Any], work: str, slo: Slo) -> dict[str, dict[float, Point]]:
@@ -55,37 +77,54 @@ def points_of(values: dict[str, Any], work: str, slo: Slo) -> dict[str, dict[flo
 
 def _judged(values: dict[str, Any], work: str) -> dict[str, dict[float, Point]]:
     """Returns the points of a workload that was measured whole; else none."""
-    best = values.get(f"{work}/best")
-    return {} if best is None else points_of(values, work, Slo(**best["slo"]))
+    slo = values.get(f"{work}/targets")
+    return {} if slo is None else points_of(values, work, Slo(**slo))
 
 
 def told(state: State) -> dict[str, Any]:
     """Returns what was measured, for the record: points instead of single requests."""
-    kept = {key: value for key, value in state.values.items() if "seen" not in value}
+    kept = {
+        key: value
+        for key, value in state.values.items()
+        if "seen" not in value and key != "interference"
+    }
     for work in WORKLOADS:
         for arm, loads in _judged(state.values, work).items():
             kept[f"{work}/{arm}"] = [
                 {"load": load, **point.figures()} for load, point in loads.items()
             ]
+        if beside := _beside(state.values, work):
+            kept[f"{work}/ratios"] = beside
+    if found := _streams(state.values):
+        kept["interference"] = {name: point.figures() for name, point in found.items()}
     return kept
 
 
-def _interference(found: dict[str, Any] | None) -> float | None:
-    """Returns by how much busy prefill beside raises the decodes' TPOT p99; a share."""
+def _streams(values: dict[str, Any]) -> dict[str, Point]:
+    """Returns what streams showed alone and beside a busy prefill worker, if measured."""
+    found = values.get("interference")
     if found is None:
-        return None
-    return _raised(*(found[name]["tpot_ms"]["p99"] for name in ("alone", "beside", "again")))
+        return {}
+    slo = Slo(**found["targets"])
+    return {
+        name: Point.of([Turn.read(turn) for turn in found[name]], slo)
+        for name in ("alone", "beside")
+    }
 
 
-def _of_the_machine(found: dict[str, float] | None) -> float | None:
-    """Returns what the same computing beside raises a step by where no mesh is; a share."""
-    if found is None:
-        return None
-    return _raised(found["alone_ms"], found["beside_ms"], found["again_ms"])
-
-
-def _raised(alone: float, beside: float, again: float) -> float:
-    return float(beside / ((alone + again) / 2) - 1)
+def _interference(values: dict[str, Any]) -> dict[str, float | None]:
+    """Returns by which share busy prefill beside raises the decodes' TPOT, and what the same
+    computing beside raises a step by where no mesh is."""
+    shares: dict[str, float | None] = dict.fromkeys(
+        ("interference", "interference_p50", "interference_without_mesh")
+    )
+    if points := _streams(values):
+        for name, quantile in (("interference", "p99"), ("interference_p50", "p50")):
+            alone, beside = (points[it].tpot_ms[quantile] for it in ("alone", "beside"))
+            shares[name] = beside / alone - 1
+    if machine := values.get("machine"):
+        shares["interference_without_mesh"] = machine["beside_ms"] / machine["alone_ms"] - 1
+    return shares
 
 
 def print_table(state: State) -> None:
@@ -95,14 +134,14 @@ def print_table(state: State) -> None:
         for arm, loads in _judged(state.values, work).items():
             for load, point in loads.items():
                 print(row(f"{work}/{arm} {load:g}", point))
-        best = state.values.get(f"{work}/best")
-        if best:
-            ratios = _ratios(state.values, work)
+        best = _ratios(state.values, work)
+        for arm, ratios in _beside(state.values, work).items():
             told = ", ".join(f"{name} {value:.2f}" for name, value in ratios.items() if value)
-            slo = best["slo"]
+            print(f"{work}, beside {arm}{' (the best)' if ratios == best else ''}: {told}")
+        if slo := state.values.get(f"{work}/targets"):
             print(
                 f"{work}: TTFT within {slo['ttft_s'] * 1e3:.0f} ms, TPOT within "
-                f"{slo['tpot_s'] * 1e3:.1f} ms; best baseline {best['arm']}; {told}"
+                f"{slo['tpot_s'] * 1e3:.1f} ms"
             )
-    for name, values in state.values.get("interference", {}).items():
-        print(row(f"interference/{name}", Point(**values)))
+    for name, point in _streams(state.values).items():
+        print(row(f"interference/{name}", point))

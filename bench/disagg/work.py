@@ -54,7 +54,7 @@ WORKLOADS = {
         Workload(
             "mixed",
             (Shape(64, 64, weight=2.0), Shape(640, 48, weight=1.0)),
-            loads=(0.4, 0.55, 0.7),
+            loads=(0.45, 0.6, 0.75),
             ttft_factor=5.0,
             tpot_factor=1.5,
         ),

@@ -11,7 +11,7 @@ from bench.disagg.cores import Cores, divide
 from bench.disagg.offer import Offer, Stream
 from bench.disagg.point import Point, Seen, Turn
 from bench.disagg.state import State
-from bench.disagg.summary import figures
+from bench.disagg.summary import figures, told
 from bench.disagg.work import WORKLOADS, Pace, Shape, Slo, arrivals
 
 PACE = Pace(prompt_token_s=0.001, lone_step_s=0.01, full_step_s=0.02)
@@ -82,17 +82,22 @@ def test_ratios_say_how_often_better_the_split_is(tmp_path: Path) -> None:
         state.put(f"mixed/0.9/split/{number}", turn(200, 30, seconds=0.5))
         state.put(f"mixed/0.4/together-auto/{number}", turn(250, 30))
         state.put(f"mixed/0.9/together-auto/{number}", turn(900, 60, seconds=0.5))
-    state.put("mixed/best", {"arm": "together-auto", "slo": asdict(Slo(1.0, 0.03))})
-    points = {
-        name: asdict(Point.of([Turn.read(turn(1, tpot))], Slo(1.0, 0.1)))
-        for name, tpot in (("alone", 9), ("beside", 11), ("again", 11))
-    }
-    state.put("interference", points)
-    state.put("machine", {"alone_ms": 10.0, "beside_ms": 12.0, "again_ms": 14.0})
-    found = figures(State(tmp_path / "state.json", keep=True))
-    assert found["interference_without_mesh"] == pytest.approx(0.0)
-    # At 0.4, where both of the split's requests are within 30 ms and one of the baseline's is.
+        state.put(f"mixed/0.4/together-64/{number}", turn(100, 40))
+        state.put(f"mixed/0.9/together-64/{number}", turn(100, 40, seconds=0.5))
+    state.put("mixed/targets", asdict(Slo(1.0, 0.03)))
+    streams = {"alone": [turn(1, 9), turn(1, 10)], "beside": [turn(1, 11), turn(1, 10)]}
+    state.put("interference", {"targets": asdict(Slo(1.0, 0.1)), **streams})
+    state.put("machine", {"alone_ms": 10.0, "beside_ms": 12.0})
+    kept = State(tmp_path / "state.json", keep=True)
+    found = figures(kept)
+    assert found["interference_without_mesh"] == pytest.approx(0.2)
+    # At 0.4, where both of the split's requests are within 30 ms and one of the baseline's is,
+    # beside the baseline that has some goodput.
     assert found["ttft_p99_ratio"] == 2.5
     assert found["tpot_p99_ratio"] == 3.0
     assert found["goodput_ratio"] == 2.0
     assert found["interference"] == pytest.approx(0.1)
+    parts = told(kept)
+    assert parts["mixed/ratios"]["together-64"]["tpot_p99_ratio"] == 4.0
+    assert parts["interference"]["beside"]["requests"] == 4
+    assert not any("seen" in str(part) for part in parts.values())
