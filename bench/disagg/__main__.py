@@ -2,8 +2,8 @@
 
     python -m bench.disagg [--work decode-heavy] [--device cuda --size 1b] [--resume]
 
-Each worker has a core (taskset) or, with --device cuda, a GPU of its own. Both share the only one,
-and half of the load is offered then. Both arms run the same router, policies and requests. Router,
+Each worker has a core (taskset) or, with --device cuda, a GPU of its own; both share the only one.
+Both arms run the same router, policies and requests. Router,
 Redis and client have the other cores where there are more than two, else a small share of the
 same. The baseline's chunk size is tuned: it runs with every size given and its best counts. What is
 measured is kept in --state after each part, so that --resume goes on where an earlier run stopped.
@@ -76,7 +76,7 @@ def _options() -> argparse.Namespace:
         help="Factor of prompt lengths; by default the one with which the mixed workload keeps "
         "both roles equally busy.",
     )
-    parser.add_argument("--tpot-factor", type=float, help="TPOT target, in steps of an idle fleet.")
+    parser.add_argument("--tpot-factor", type=float, help="TPOT target, in steps of a lone stream.")
     parser.add_argument(
         "--pace-prompt", type=int, default=512, help="Tokens of the prompt to take the pace from."
     )

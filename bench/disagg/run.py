@@ -13,10 +13,10 @@ from bench import report
 from bench.children import module, run_for_json
 from bench.disagg import plain
 from bench.disagg.cores import has_tiles, own_cores
-from bench.disagg.idle import measure_pace
 from bench.disagg.mesh import Hardware, offered, running_pair
 from bench.disagg.neighbour import Place
 from bench.disagg.offer import Offer, Stream
+from bench.disagg.pace import LOCAL_TOKENS, measure_pace
 from bench.disagg.point import HEAD, Point, Turn, row
 from bench.disagg.state import State
 from bench.disagg.summary import SPLIT_NAME, points_of, turn_key
@@ -109,7 +109,7 @@ class Bench:
 
     @property
     def pace(self) -> Pace:
-        """What an idle fleet takes."""
+        """What the fleet's roles take."""
         return Pace(**self._state.values["pace"])
 
     @property
@@ -142,11 +142,12 @@ class Bench:
         self._state.put("engine", {"engine_tokens_per_s": ours, "plain_tokens_per_s": theirs})
 
     async def _pace(self) -> None:
-        """Measures what a fleet takes that has nothing else to do."""
+        """Measures what a fleet's roles take while both are busy."""
         if self._state.has("pace"):
             return
         folder = self._folder()
-        async with running_pair(self._hardware(), SPLIT, _NO_HURRY, None, folder) as mesh:
+        hardware = _by_length(self._hardware(), LOCAL_TOKENS)
+        async with running_pair(hardware, SPLIT, _NO_HURRY, None, folder) as mesh:
             pace = await measure_pace(mesh, self._settings.pace_prompt)
         report.note(str(pace))
         self._state.put("pace", asdict(pace))
@@ -175,7 +176,7 @@ class Bench:
             report.note(row(f"{arm.name} at {load:g}", point))
 
     async def _turn(self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int) -> Turn:
-        rate = load * self._share() * self.pace.most_per_s(work)
+        rate = load * self.pace.most_per_s(work)
         stream = Stream(work.shapes, rate, seed=round(1000 * load) + turn)
         folder = self._folder()
         async with running_pair(self._hardware(), arm.roles, slo, arm.budget, folder) as mesh:
@@ -196,13 +197,7 @@ class Bench:
         long = Stream((heavy,), _BUSY / pace.prefill_s(heavy.prompt), seed=6, is_judged=False)
         found: dict[str, list[dict[str, Any]]] = {"alone": [], "beside": []}
         folder = self._folder()
-        # The chapter's rule: the long prompts always leave, the streams' own never do.
-        hardware = replace(
-            self._hardware(),
-            policy="least_loaded",
-            threshold_tokens=2 * _STREAMS.prompt,
-            prefill_queue_max=10_000,
-        )
+        hardware = _by_length(self._hardware(), 2 * _STREAMS.prompt)
         async with running_pair(hardware, SPLIT, slo, None, folder) as mesh:
             await self._warm(mesh, (_STREAMS, heavy), folder)
             for number in range(_ROUNDS):
@@ -253,11 +248,6 @@ class Bench:
         factor = self._settings.tpot_factor
         return work if factor is None else replace(work, tpot_factor=factor)
 
-    def _share(self) -> float:
-        """Returns how much of what an idle worker has each one has when both are busy."""
-        is_shared = self._settings.device == "cuda" and torch.cuda.device_count() == 1
-        return 0.5 if is_shared else 1.0
-
     def _hardware(self) -> Hardware:
         s = self._settings
         compute = ComputeOptions(s.device, self._dtype_name())  # type: ignore[arg-type]  # argparse checked
@@ -289,6 +279,16 @@ class Bench:
         kind = getattr(torch, self._dtype_name())
         assert isinstance(kind, torch.dtype)
         return kind
+
+
+def _by_length(hardware: Hardware, threshold_tokens: int) -> Hardware:
+    """Returns it with the chapter's rule: long prompts always leave, short ones never do."""
+    return replace(
+        hardware,
+        policy="least_loaded",
+        threshold_tokens=threshold_tokens,
+        prefill_queue_max=10_000,
+    )
 
 
 def _give_memory_back() -> None:

@@ -24,8 +24,8 @@ class Shape:
 class Workload:
     """Requests of several shapes. `loads` are shares of what the busier role can do at most.
 
-    `ttft_factor` and `tpot_factor` make the targets, from what an idle fleet takes for the longest
-    prompt and for a token of a lone stream.
+    `ttft_factor` and `tpot_factor` make the targets, from what the longest prompt takes and a
+    token of a lone stream.
     """
 
     name: str
@@ -68,7 +68,7 @@ BINDING = "mixed"
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """What an idle fleet takes, in seconds: a prompt token, and decode steps of 1 and of 8."""
+    """What a role takes beside a busy one, in seconds: a prompt token, decode steps of 1 and 8."""
 
     prompt_token_s: float
     lone_step_s: float
