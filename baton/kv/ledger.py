@@ -1,9 +1,11 @@
-"""Who holds which block: reference counts, the free list and conservation."""
+"""Who holds which block: reference counts, what is free, and conservation."""
 
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from baton.kv.free import FreeBlocks
 
 
 class PoolCounts(NamedTuple):
@@ -41,7 +43,7 @@ class BlockLedger:
     def __init__(self, block_count: int) -> None:
         self._references = [0] * block_count
         self._is_cached = bytearray(block_count)
-        self._free = list(range(block_count - 1, -1, -1))
+        self._free = FreeBlocks(block_count)
         self._owned = 0
         self._cached = 0
         self.leases: dict[str, Lease] = {}
@@ -56,9 +58,9 @@ class BlockLedger:
         """Tells whether an owner holds the block."""
         return self._references[block] > 0
 
-    def take_free(self) -> int:
-        """Returns a free block, now owned once. There must be one."""
-        block = self._free.pop()
+    def take_free(self, *, is_growth: bool = False) -> int:
+        """Returns a free block, now owned once. There must be one. See baton/kv/free.py."""
+        block = self._free.take_highest() if is_growth else self._free.take_lowest()
         self._references[block] = 1
         self._owned += 1
         return block
@@ -81,7 +83,7 @@ class BlockLedger:
         if self._is_cached[block]:
             self._cached += 1
         else:
-            self._free.append(block)
+            self._free.add(block)
         return True
 
     def mark_cached(self, block: int) -> None:
@@ -95,7 +97,7 @@ class BlockLedger:
         assert self._references[block] == 0
         self._is_cached[block] = 0
         self._cached -= 1
-        self._free.append(block)
+        self._free.add(block)
 
     def check(self) -> None:
         """Asserts conservation from the counters alone; cheap enough for every change."""
@@ -112,11 +114,12 @@ class BlockLedger:
         assert all(self._references[block] == held[block] for block in states)
         assert self._owned == len(held)
         assert self._cached == sum(1 for b in states if self._is_cached[b] and not held[b])
-        _assert_disjoint(self._free, held, self._is_cached)
+        free = list(self._free)
+        assert len(free) == len(self._free), "the count of free blocks is wrong"
+        _assert_disjoint(free, held, self._is_cached)
         self.check()
 
 
 def _assert_disjoint(free: list[int], held: Iterable[int], is_cached: bytearray) -> None:
-    assert len(set(free)) == len(free), "a block is free twice"
     assert not set(free) & set(held), "a block is free and owned"
     assert not any(is_cached[block] for block in free), "a block is free and cached"

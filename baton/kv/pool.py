@@ -127,7 +127,7 @@ class BlockPool:
                 return ()
             if self._available() < missing:
                 return None
-            fresh = self._take(missing)
+            fresh = self._take(missing, is_growth=True)
             lease.table += fresh
             self._ledger.check()
             return tuple(fresh)
@@ -289,7 +289,7 @@ class BlockPool:
         counts = self._ledger.counts()
         return counts.free + counts.cached
 
-    def _take(self, count: int) -> list[int]:
+    def _take(self, count: int, *, is_growth: bool = False) -> list[int]:
         removed: list[int] = []
         saved: dict[int, int] = {}
         while self._ledger.counts().free < count:
@@ -307,7 +307,7 @@ class BlockPool:
             self._host.save([Move(block, slot) for slot, block in saved.items()])
         if removed:
             self._record(BlocksRemoved(tuple(removed)))
-        return [self._ledger.take_free() for _ in range(count)]
+        return [self._ledger.take_free(is_growth=is_growth) for _ in range(count)]
 
     def _evict(self) -> tuple[int, _CachedBlock]:
         """Evicts the least recently used leaf; returns it and what it held."""
