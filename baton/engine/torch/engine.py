@@ -126,8 +126,8 @@ class TorchEngine:
         job.feed = BlockFeed(outgoing, destination.cached_tokens // size)
         job.expected_cached = self.match(request)
         self._submit(job)
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._prefills.add(ended)
+        under_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._prefills.add(under_way)
         unfinished: OutgoingTransfer | None = outgoing
         try:
             event = await inbox.get()
@@ -137,11 +137,15 @@ class TorchEngine:
             unfinished = None
             return replace(event.prefilled, receipt=receipt)
         finally:
-            try:
-                await undisturbed(self._end_prefill(job, inbox, unfinished))
-            finally:
-                self._prefills.discard(ended)
-                ended.set_result(None)
+            ending = asyncio.ensure_future(self._end_prefill(job, inbox, unfinished))
+            self._prefills.add(ending)
+            self._prefills.discard(under_way)
+            under_way.set_result(None)
+            ending.add_done_callback(self._prefills.discard)
+            # Giving back a long prompt's blocks takes a millisecond, for which the answer of one
+            # that went well does not wait.
+            if unfinished is not None:
+                await undisturbed(ending)
 
     async def generate(
         self,

@@ -1,7 +1,7 @@
 """The event loop's side of a job, and cleaning up however often one is cancelled."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 
 from baton.engine.base import TokenEvent
 from baton.engine.torch.job import JobEnd
@@ -33,7 +33,7 @@ class Inbox:
         return None
 
 
-async def undisturbed(work: Coroutine[None, None, None]) -> None:
+async def undisturbed(work: Awaitable[None]) -> None:
     """Runs `work` to its end even if the caller is cancelled meanwhile, then says so."""
     task = asyncio.ensure_future(work)
     cancelled: asyncio.CancelledError | None = None
