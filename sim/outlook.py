@@ -33,4 +33,5 @@ def outlook(
 def _remote(view: PrefillView, prompt_tokens: int) -> RemoteOutlook | None:
     if not view.costs.knows_prefill:
         return None
-    return RemoteOutlook(view.worker_id, wait_s(view), prefill_s(prompt_tokens, view))
+    computing_s = prefill_s(prompt_tokens, view)
+    return RemoteOutlook(view.worker_id, wait_s(view), computing_s, view.cached_tokens)

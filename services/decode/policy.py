@@ -9,7 +9,9 @@ The rule that minds the targets (`PredictiveSplitPolicy`): a prompt goes remote 
     wait(p) + prefill(p) + transfer(p)  <  wait(here) + prefill(here) + what that does to the
                                            streams running here
 
-with all times predicted from measurements. While there are too few it is the chapter's rule.
+with all times predicted from measurements. While no prefill worker has enough of them it is the
+chapter's rule. A decode worker that has not yet computed enough prompts itself takes them to last
+as long as at the prefill worker: by the chapter's rule it would send them away and never find out.
 """
 
 import enum
@@ -54,11 +56,12 @@ class LocalOutlook:
 
 @dataclass(frozen=True, slots=True)
 class RemoteOutlook:
-    """What the router expects of a prefill worker, in seconds."""
+    """What the router expects of a prefill worker, in seconds, which holds `cached_tokens`."""
 
     worker_id: str
     wait_s: float
     prefill_s: float
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +215,7 @@ class ThresholdSplitPolicy:
 class _Remote(NamedTuple):
     position: int
     ttft_s: float
+    outlook: RemoteOutlook
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +239,7 @@ class PredictiveSplitPolicy:
     ) -> SplitDecision:
         """See `SplitPolicy.decide`. Remote workers that lose against local are not tried."""
         decision = self.fallback.decide(prompt_tokens, cached_tokens, queue_lengths)
-        if outlook is None or not outlook.local.costs.knows_prefill:
+        if outlook is None:
             return decision
         missing = prompt_tokens - cached_tokens
         remotes = self._remotes(missing, queue_lengths, outlook)
@@ -262,21 +266,31 @@ class PredictiveSplitPolicy:
         for index, (queue, remote) in enumerate(zip(queue_lengths, outlook.remotes, strict=True)):
             if remote is not None and queue < self.fallback.prefill_queue_max:
                 transfer_s = local.costs.transfer_s(remote.worker_id, kv_bytes)
-                remotes.append(_Remote(index, remote.wait_s + remote.prefill_s + transfer_s))
+                ttft_s = remote.wait_s + remote.prefill_s + transfer_s
+                remotes.append(_Remote(index, ttft_s, remote))
         return sorted(remotes, key=lambda it: it.ttft_s)
 
     def _predict(
         self, prompt: int, cached: int, remotes: Sequence[_Remote], local: LocalOutlook
     ) -> SplitPrediction:
         costs, uncached = local.costs, max(1, prompt - cached)
-        alone_s = costs.prefill_s(uncached, cached)
+        if costs.knows_prefill:
+            alone_s = costs.prefill_s(uncached, cached)
+            ahead_s = costs.queue_s(local.queue_length, local.queued_tokens, local.queued_pairs)
+        else:
+            token_s = _token_s(remotes[0].outlook, prompt)
+            alone_s, ahead_s = uncached * token_s, local.queued_tokens * token_s
         step_s = costs.step_s(local.sequences, local.resident_tokens)
         here_s = local_prefill_s(alone_s, uncached, self.chunk_tokens, local.sequences, step_s)
         return SplitPrediction(
-            local_ttft_s=here_s
-            + costs.queue_s(local.queue_length, local.queued_tokens, local.queued_pairs),
+            local_ttft_s=here_s + ahead_s,
             remote_ttft_s=remotes[0].ttft_s,
             interference_s=interference_s(
                 alone_s, local.sequences, self.tpot_price, costs.output_tokens
             ),
         )
+
+
+def _token_s(remote: RemoteOutlook, prompt_tokens: int) -> float:
+    """Returns what each of a prompt's tokens takes a prefill worker, in seconds."""
+    return remote.prefill_s / max(1, prompt_tokens - remote.cached_tokens)

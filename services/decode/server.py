@@ -150,7 +150,10 @@ def _remote_outlook(candidate: decode_link_pb2.PrefillCandidate) -> RemoteOutloo
     if not (candidate.HasField("expected_wait_s") and candidate.HasField("expected_prefill_s")):
         return None
     return RemoteOutlook(
-        candidate.worker_id, candidate.expected_wait_s, candidate.expected_prefill_s
+        candidate.worker_id,
+        candidate.expected_wait_s,
+        candidate.expected_prefill_s,
+        candidate.cached_tokens,
     )
 
 

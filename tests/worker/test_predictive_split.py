@@ -111,10 +111,24 @@ def test_degraded_prompt_stays_here_unless_the_streams_here_pay_for_it(
     assert preferring_local(POLICY.decide(500, 0, [0], seen)).reason is reason
 
 
-def test_unmeasured_worker_goes_by_the_chapters_rule() -> None:
-    unmeasured = Outlook(LocalOutlook(CostModel()), [RemoteOutlook("p0", 0.0, 0.1)])
+def test_where_nothing_is_measured_the_chapters_rule_decides() -> None:
+    unmeasured = Outlook(LocalOutlook(CostModel()), [None])
     for prompt in (256, 257):
         assert POLICY.decide(prompt, 0, [0], unmeasured) == THRESHOLD.decide(prompt, 0, [0])
+
+
+def test_unmeasured_worker_takes_prompts_to_last_as_long_as_at_the_prefill_worker() -> None:
+    """It may compute one when the prefill worker's queue is long, and so gets to be measured."""
+    local = LocalOutlook(CostModel(), queued_tokens=250)
+    decision = POLICY.decide(500, 0, [2], Outlook(local, [RemoteOutlook("p0", 2.0, 0.5)]))
+    assert decision.reason is SplitReason.LOCAL_FASTER
+    assert decision.prediction is not None
+    assert decision.prediction.local_ttft_s == pytest.approx(0.5 + 0.25)
+    # What the prefill worker need not compute again, this one has to.
+    cached = Outlook(LocalOutlook(CostModel()), [RemoteOutlook("p0", 2.0, 0.1, cached_tokens=400)])
+    decision = POLICY.decide(500, 0, [2], cached)
+    assert decision.prediction is not None
+    assert decision.prediction.local_ttft_s == pytest.approx(0.5)
 
 
 @given(

@@ -226,13 +226,12 @@ class LatencyPolicy:
     def _options_on(
         self, request: RouteRequest, decode: DecodeView, fronts: "_Fronts"
     ) -> list[Option]:
-        """Returns what the decode worker may do; where it is not measured, what it will do."""
+        """Returns what the decode worker may do; where nobody is measured, what it will do."""
         if not (decode.prefills_locally and decode.takes_prefilled):
             return self._only_options_on(request, decode, fronts)
         missing = request.prompt_tokens - decode.cached_tokens
-        has_choice = fronts.are_measured and decode.costs.knows_prefill
         is_remote = bool(fronts.takers) and missing > self._settings.offload_above_tokens
-        if has_choice:
+        if fronts.are_measured:
             options = self._remotes_on(request, decode, fronts.takers)
             options.append(self.evaluate(request, None, decode))
             return options
