@@ -2,6 +2,7 @@
 
 import gc
 import json
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -155,33 +156,38 @@ class Bench:
     async def _compare(self, work: Workload) -> None:
         """Runs all arms at every load, the highest first: it tells soonest how they differ.
 
-        Arms take turns, in the other order each time, so that a machine that becomes slower or
-        faster does so to all. Targets are taken from the pace once.
+        All fleets stay up and arms take turns, in the other order each time, so that a machine that
+        becomes slower or faster for a minute does so to all. Targets are taken from the pace once.
         """
+        if self._state.has(f"{work.name}/targets"):
+            return
         slo = Slo.of(work, self.pace)
         report.note(f"{work.name}: {slo}, prompts x {self.stretch:.2f}")
-        report.note(HEAD)
         arms = [SPLIT_ARM, *(Arm(TOGETHER, budget) for budget in self._settings.budgets)]
-        for load in reversed(work.loads):
-            for turn in range(self._settings.turns):
-                for arm in arms if turn % 2 == 0 else reversed(arms):
-                    await self._take(work, slo, load, arm, turn)
+        async with AsyncExitStack() as stack:
+            meshes = {arm: await stack.enter_async_context(self._fleet(arm, slo)) for arm in arms}
+            for mesh in meshes.values():
+                await self._warm(mesh, work.shapes)
+            report.note(HEAD)
+            for load in reversed(work.loads):
+                for turn in range(self._settings.turns):
+                    for arm in arms if turn % 2 == 0 else reversed(arms):
+                        await self._take(work, slo, load, arm, turn, meshes[arm])
         self._state.put(f"{work.name}/targets", asdict(slo))
 
-    async def _take(self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int) -> None:
+    def _fleet(self, arm: Arm, slo: Slo) -> AbstractAsyncContextManager[str]:
+        return running_pair(self._hardware(), arm.roles, slo, arm.budget, self._folder())
+
+    async def _take(
+        self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int, mesh: str
+    ) -> None:
         key = turn_key(work.name, load, arm.name, turn)
         if not self._state.has(key):
-            self._state.put(key, asdict(await self._turn(work, slo, load, arm, turn)))
+            rate = load * self.pace.most_per_s(work)
+            stream = Stream(work.shapes, rate, seed=round(1000 * load) + turn)
+            self._state.put(key, asdict(await self._offer(mesh, (stream,))))
             point = points_of(self._state.values, work.name, slo)[arm.name][load]
             report.note(row(f"{arm.name} at {load:g}", point))
-
-    async def _turn(self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int) -> Turn:
-        rate = load * self.pace.most_per_s(work)
-        stream = Stream(work.shapes, rate, seed=round(1000 * load) + turn)
-        folder = self._folder()
-        async with running_pair(self._hardware(), arm.roles, slo, arm.budget, folder) as mesh:
-            await self._warm(mesh, work.shapes, folder)
-            return await self._offer(mesh, (stream,), folder)
 
     async def _interference(self) -> None:
         """Measures streams on the decode worker with an idle and with a busy prefill worker.
@@ -199,11 +205,11 @@ class Bench:
         folder = self._folder()
         hardware = _by_length(self._hardware(), 2 * _STREAMS.prompt)
         async with running_pair(hardware, SPLIT, slo, None, folder) as mesh:
-            await self._warm(mesh, (_STREAMS, heavy), folder)
+            await self._warm(mesh, (_STREAMS, heavy))
             for number in range(_ROUNDS):
                 few = Stream((_STREAMS,), few_per_s, seed=5 + 10 * number)
                 for name, streams in (("alone", (few,)), ("beside", (few, long))):
-                    found[name].append(asdict(await self._offer(mesh, streams, folder)))
+                    found[name].append(asdict(await self._offer(mesh, streams)))
         for name, turns in found.items():
             report.note(row(name, Point.of([Turn.read(it) for it in turns], slo)))
         self._state.put("interference", {"targets": asdict(slo), **found})
@@ -226,22 +232,18 @@ class Bench:
     def _heavy(self) -> Shape:
         return Shape(round(self.stretch * _LONG.prompt), _LONG.answer)
 
-    async def _warm(self, mesh: str, shapes: tuple[Shape, ...], folder: Path) -> None:
+    async def _warm(self, mesh: str, shapes: tuple[Shape, ...]) -> None:
         """Lets pairs, memory and costs settle."""
         work = Workload("warm", (*shapes, Shape(300, 8)), (), 1.0, 1.0)
         stream = Stream(work.shapes, 0.5 * self.pace.most_per_s(work), seed=77)
-        await self._offer(mesh, (stream,), folder, min(_WARM_S, self._settings.seconds))
+        await self._offer(mesh, (stream,), min(_WARM_S, self._settings.seconds))
 
     async def _offer(
-        self,
-        mesh: str,
-        streams: tuple[Stream, ...],
-        folder: Path,
-        seconds: float | None = None,
+        self, mesh: str, streams: tuple[Stream, ...], seconds: float | None = None
     ) -> Turn:
         self._offers += 1
         seconds = seconds or self._settings.seconds
-        return await offered(Offer(mesh, streams, seconds, 10_000 * self._offers), folder)
+        return await offered(Offer(mesh, streams, seconds, 10_000 * self._offers), self._folder())
 
     def _work(self, name: str) -> Workload:
         work = WORKLOADS[name].stretched(self.stretch)
