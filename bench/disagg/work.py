@@ -1,5 +1,6 @@
 """What is asked for: request shapes, offered loads, and the targets they are judged by."""
 
+import math
 import random
 from array import array
 from collections.abc import Sequence
@@ -124,15 +125,21 @@ class Arrival:
 def arrivals(
     shapes: Sequence[Shape], rate_per_s: float, seconds: float, seed: int
 ) -> list[Arrival]:
-    """Returns the requests of one run: the same for the same arguments."""
+    """Returns the requests of one run: the same for the same arguments.
+
+    Times are those of a Poisson process of which it is known how many came; left to chance, a run
+    of half a minute offers half as much again as another one. So is the share of each shape.
+    """
     rng = random.Random(seed)  # noqa: S311 - not for secrets
-    made: list[Arrival] = []
-    at_s = rng.expovariate(rate_per_s)
-    while at_s < seconds:
-        (shape,) = rng.choices(shapes, [shape.weight for shape in shapes])
-        made.append(Arrival(at_s, _about(rng, shape.prompt), max(2, _about(rng, shape.answer))))
-        at_s += rng.expovariate(rate_per_s)
-    return made
+    count = max(1, round(rate_per_s * seconds))
+    weights = sum(shape.weight for shape in shapes)
+    kinds = [it for it in shapes for _ in range(math.ceil(count * it.weight / weights))]
+    rng.shuffle(kinds)
+    times = sorted(rng.uniform(0, seconds) for _ in range(count))
+    return [
+        Arrival(at_s, _about(rng, kind.prompt), max(2, _about(rng, kind.answer)))
+        for at_s, kind in zip(times, kinds, strict=False)
+    ]
 
 
 def prompt_ids(tokens: int, seed: int) -> "array[int]":

@@ -29,6 +29,13 @@ def test_both_arms_get_the_same_requests() -> None:
     assert arrivals(shapes, 5.0, 20.0, seed=3) != arrivals(shapes, 5.0, 20.0, seed=4)
 
 
+def test_a_run_offers_what_was_meant_of_each_shape() -> None:
+    made = arrivals((Shape(100, 10, weight=2.0), Shape(1000, 10)), 3.0, 40.0, seed=5)
+    assert len(made) == 120
+    assert sum(it.prompt > 500 for it in made) == 40
+    assert [it.at_s for it in made] == sorted(it.at_s for it in made)
+
+
 def test_offer_survives_the_command_line() -> None:
     streams = (Stream((Shape(4, 5), Shape(6, 7, 2.0)), 1.5, 9, is_judged=False),)
     offer = Offer("127.0.0.1:1", streams, 3.0, 10)
