@@ -16,7 +16,7 @@ from itertools import count
 import uvloop
 
 from bench.disagg.point import Seen, Turn
-from bench.disagg.work import Arrival, Shape, arrivals
+from bench.disagg.work import Arrival, Shape, Slo, arrivals
 from bench.drive import Outcome
 from bench.load import StreamTarget
 from bench.prompts import PromptPlan
@@ -40,12 +40,13 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What to send where. `prompt_seed` makes the prompts, none of them twice."""
+    """What to send where, and what it is judged by. `prompt_seed` makes the prompts, none twice."""
 
     address: str
     streams: tuple[Stream, ...]
     seconds: float
     prompt_seed: int
+    slo: Slo
 
     @classmethod
     def read(cls, text: str) -> "Offer":
@@ -55,7 +56,7 @@ class Offer:
             Stream(tuple(Shape(**shape) for shape in it.pop("shapes")), **it)
             for it in values.pop("streams")
         )
-        return cls(streams=streams, **values)
+        return cls(streams=streams, slo=Slo(**values.pop("slo")), **values)
 
 
 @dataclass(slots=True)
@@ -97,7 +98,7 @@ def _turn(sent: Sequence[_Sent], offer: Offer) -> Turn:
     last_s = max((outcome.last_s for outcome in well), default=0.0)
     first_s = min((outcome.started_s for outcome in well), default=0.0)
     seen = tuple(Seen.of(outcome) for outcome in counted)
-    return Turn(offer.seconds - warm_s, last_s - first_s, seen)
+    return Turn(offer.seconds - warm_s, last_s - first_s, offer.slo, seen)
 
 
 if __name__ == "__main__":

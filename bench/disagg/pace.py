@@ -16,7 +16,7 @@ from bench.drive import Outcome
 from bench.load import StreamTarget
 from bench.prompts import PromptPlan
 
-_TRIES = 12
+_TRIES = 6
 _STREAM = Shape(64, 32)
 _BATCH = 8
 _LONG_ANSWER = 192

@@ -32,7 +32,7 @@ class Seen(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One run of one arm: the requests that arrived within `seconds`.
+    """One run of one arm: the requests that arrived within `seconds`, and their targets.
 
     The answers of those that ended well took `answering_s`, from the first arrival to the last
     token.
@@ -40,13 +40,14 @@ class Turn:
 
     seconds: float
     answering_s: float
+    slo: Slo
     seen: tuple[Seen, ...]
 
     @classmethod
     def read(cls, values: dict[str, Any]) -> "Turn":
         """Returns the turn that `asdict` and JSON wrote."""
         seen = tuple(Seen(*it) for it in values["seen"])
-        return cls(values["seconds"], values["answering_s"], seen)
+        return cls(values["seconds"], values["answering_s"], Slo(**values["slo"]), seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Point:
     local_share: float
 
     @classmethod
-    def of(cls, turns: Sequence[Turn], slo: Slo) -> "Point":
+    def of(cls, turns: Sequence[Turn]) -> "Point":
         """Returns the point of all requests of some turns together."""
         seen = [it for turn in turns for it in turn.seen]
         well = [it for it in seen if not it.error]
@@ -76,7 +77,8 @@ class Point:
             errors=dict(Counter(it.error for it in seen if it.error)),
             ttft_ms=percentiles_ms([it.ttft_s for it in well]),
             tpot_ms=percentiles_ms([it.tpot_s for it in well if it.tpot_s is not None]),
-            attained=sum(it.meets(slo) for it in seen) / max(1, len(seen)),
+            attained=sum(it.meets(turn.slo) for turn in turns for it in turn.seen)
+            / max(1, len(seen)),
             tokens_per_s=sum(it.tokens for it in well)
             / max(1e-9, sum(turn.answering_s for turn in turns)),
             local_share=sum(it.is_local for it in well) / max(1, len(well)),

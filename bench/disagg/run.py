@@ -2,7 +2,6 @@
 
 import gc
 import json
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,51 +142,53 @@ class Bench:
         self._state.put("engine", {"engine_tokens_per_s": ours, "plain_tokens_per_s": theirs})
 
     async def _pace(self) -> None:
-        """Measures what a fleet's roles take while both are busy."""
-        if self._state.has("pace"):
-            return
-        folder = self._folder()
+        """Measures what everything of this comparison is scaled by, unless it was."""
+        if not self._state.has("pace"):
+            self._state.put("pace", asdict(await self._pace_now()))
+
+    async def _pace_now(self) -> Pace:
+        """Returns what a fleet's roles take while both are busy."""
         hardware = _by_length(self._hardware(), LOCAL_TOKENS)
-        async with running_pair(hardware, SPLIT, _NO_HURRY, None, folder) as mesh:
+        async with running_pair(hardware, SPLIT, _NO_HURRY, None, self._folder()) as mesh:
             pace = await measure_pace(mesh, self._settings.pace_prompt)
         report.note(str(pace))
-        self._state.put("pace", asdict(pace))
+        return pace
 
     async def _compare(self, work: Workload) -> None:
-        """Runs all arms at every load, the highest first: it tells soonest how they differ.
+        """Runs all arms at every load, the highest first: it tells soonest how they differ."""
+        report.note(f"{work.name}: prompts x {self.stretch:.2f}")
+        for load in reversed(work.loads):
+            for number in range(self._settings.turns):
+                await self._round(work, load, number)
+        self._state.put(f"{work.name}/whole", {})
 
-        All fleets stay up and arms take turns, in the other order each time, so that a machine that
-        becomes slower or faster for a minute does so to all. Targets are taken from the pace once.
+    async def _round(self, work: Workload, load: float, number: int) -> None:
+        """Gives each arm a turn, in the other order each time.
+
+        A shared machine becomes slower or faster by half within minutes, and a target of 1.5 times
+        a token's time would then bind nobody or be out of everybody's reach. So each round has its
+        own pace: load and targets of its turns follow from it. GPUs keep theirs.
         """
-        if self._state.has(f"{work.name}/targets"):
-            return
-        slo = Slo.of(work, self.pace)
-        report.note(f"{work.name}: {slo}, prompts x {self.stretch:.2f}")
         arms = [SPLIT_ARM, *(Arm(TOGETHER, budget) for budget in self._settings.budgets)]
-        async with AsyncExitStack() as stack:
-            meshes = {arm: await stack.enter_async_context(self._fleet(arm, slo)) for arm in arms}
-            for mesh in meshes.values():
-                await self._warm(mesh, work.shapes)
-            report.note(HEAD)
-            for load in reversed(work.loads):
-                for turn in range(self._settings.turns):
-                    for arm in arms if turn % 2 == 0 else reversed(arms):
-                        await self._take(work, slo, load, arm, turn, meshes[arm])
-        self._state.put(f"{work.name}/targets", asdict(slo))
-
-    def _fleet(self, arm: Arm, slo: Slo) -> AbstractAsyncContextManager[str]:
-        return running_pair(self._hardware(), arm.roles, slo, arm.budget, self._folder())
-
-    async def _take(
-        self, work: Workload, slo: Slo, load: float, arm: Arm, turn: int, mesh: str
-    ) -> None:
-        key = turn_key(work.name, load, arm.name, turn)
-        if not self._state.has(key):
-            rate = load * self.pace.most_per_s(work)
-            stream = Stream(work.shapes, rate, seed=round(1000 * load) + turn)
-            self._state.put(key, asdict(await self._offer(mesh, (stream,))))
-            point = points_of(self._state.values, work.name, slo)[arm.name][load]
+        keys = {arm: turn_key(work.name, load, arm.name, number) for arm in arms}
+        missing = [arm for arm in arms if not self._state.has(keys[arm])]
+        if not missing:
+            return
+        pace = await self._pace_now() if self._settings.device == "cpu" else self.pace
+        slo = Slo.of(work, pace)
+        rate = load * pace.most_per_s(work)
+        stream = Stream(work.shapes, rate, seed=round(1000 * load) + number)
+        report.note(f"{slo}, {rate:.2f} requests/s\n{HEAD}")
+        for arm in missing if number % 2 == 0 else reversed(missing):
+            self._state.put(keys[arm], asdict(await self._turn(work, arm, stream, slo)))
+            point = points_of(self._state.values, work.name)[arm.name][load]
             report.note(row(f"{arm.name} at {load:g}", point))
+
+    async def _turn(self, work: Workload, arm: Arm, stream: Stream, slo: Slo) -> Turn:
+        hardware, folder = self._hardware(), self._folder()
+        async with running_pair(hardware, arm.roles, slo, arm.budget, folder) as mesh:
+            await self._warm(mesh, work.shapes)
+            return await self._offer(mesh, (stream,), slo)
 
     async def _interference(self) -> None:
         """Measures streams on the decode worker with an idle and with a busy prefill worker.
@@ -209,10 +210,10 @@ class Bench:
             for number in range(_ROUNDS):
                 few = Stream((_STREAMS,), few_per_s, seed=5 + 10 * number)
                 for name, streams in (("alone", (few,)), ("beside", (few, long))):
-                    found[name].append(asdict(await self._offer(mesh, streams)))
+                    found[name].append(asdict(await self._offer(mesh, streams, slo)))
         for name, turns in found.items():
-            report.note(row(name, Point.of([Turn.read(it) for it in turns], slo)))
-        self._state.put("interference", {"targets": asdict(slo), **found})
+            report.note(row(name, Point.of([Turn.read(it) for it in turns])))
+        self._state.put("interference", found)
 
     async def _machine(self) -> None:
         """Measures what the same computing beside costs without a mesh."""
@@ -236,14 +237,15 @@ class Bench:
         """Lets pairs, memory and costs settle."""
         work = Workload("warm", (*shapes, Shape(300, 8)), (), 1.0, 1.0)
         stream = Stream(work.shapes, 0.5 * self.pace.most_per_s(work), seed=77)
-        await self._offer(mesh, (stream,), min(_WARM_S, self._settings.seconds))
+        await self._offer(mesh, (stream,), _NO_HURRY, min(_WARM_S, self._settings.seconds))
 
     async def _offer(
-        self, mesh: str, streams: tuple[Stream, ...], seconds: float | None = None
+        self, mesh: str, streams: tuple[Stream, ...], slo: Slo, seconds: float | None = None
     ) -> Turn:
         self._offers += 1
         seconds = seconds or self._settings.seconds
-        return await offered(Offer(mesh, streams, seconds, 10_000 * self._offers), self._folder())
+        offer = Offer(mesh, streams, seconds, 10_000 * self._offers, slo)
+        return await offered(offer, self._folder())
 
     def _work(self, name: str) -> Workload:
         work = WORKLOADS[name].stretched(self.stretch)

@@ -4,7 +4,7 @@ from typing import Any
 
 from bench.disagg.point import HEAD, Point, Turn, row
 from bench.disagg.state import State
-from bench.disagg.work import BINDING, WORKLOADS, Slo
+from bench.disagg.work import BINDING, WORKLOADS
 
 SPLIT_NAME = "split"
 
@@ -62,7 +62,7 @@ def turn_key(work: str, load: float, arm: str, turn: int) -> str:
     return f"{work}/{load:g}/{arm}/{turn}"
 
 
-def points_of(values: dict[str, Any], work: str, slo: Slo) -> dict[str, dict[float, Point]]:
+def points_of(values: dict[str, Any], work: str) -> dict[str, dict[float, Point]]:
     """Returns what a workload's turns showed so far, by arm and load."""
     turns: dict[str, dict[float, list[Turn]]] = {}
     for key, value in values.items():
@@ -70,15 +70,14 @@ def points_of(values: dict[str, Any], work: str, slo: Slo) -> dict[str, dict[flo
             _, load, arm, _ = key.split("/")
             turns.setdefault(arm, {}).setdefault(float(load), []).append(Turn.read(value))
     return {
-        arm: {load: Point.of(taken, slo) for load, taken in sorted(loads.items())}
+        arm: {load: Point.of(taken) for load, taken in sorted(loads.items())}
         for arm, loads in turns.items()
     }
 
 
 def _judged(values: dict[str, Any], work: str) -> dict[str, dict[float, Point]]:
     """Returns the points of a workload that was measured whole; else none."""
-    slo = values.get(f"{work}/targets")
-    return {} if slo is None else points_of(values, work, Slo(**slo))
+    return points_of(values, work) if f"{work}/whole" in values else {}
 
 
 def told(state: State) -> dict[str, Any]:
@@ -95,9 +94,17 @@ def told(state: State) -> dict[str, Any]:
             ]
         if beside := _beside(state.values, work):
             kept[f"{work}/ratios"] = beside
+            kept[f"{work}/targets"] = _targets(state.values, work)
     if found := _streams(state.values):
         kept["interference"] = {name: point.figures() for name, point in found.items()}
     return kept
+
+
+def _targets(values: dict[str, Any], work: str) -> list[dict[str, Any]]:
+    """Returns the targets of each round, in the order they were measured in."""
+    turns = (value for key, value in values.items() if key.startswith(f"{work}/"))
+    found = [value["slo"] for value in turns if "slo" in value]
+    return [slo for number, slo in enumerate(found) if slo not in found[:number]]
 
 
 def _streams(values: dict[str, Any]) -> dict[str, Point]:
@@ -105,11 +112,7 @@ def _streams(values: dict[str, Any]) -> dict[str, Point]:
     found = values.get("interference")
     if found is None:
         return {}
-    slo = Slo(**found["targets"])
-    return {
-        name: Point.of([Turn.read(turn) for turn in found[name]], slo)
-        for name in ("alone", "beside")
-    }
+    return {name: Point.of([Turn.read(it) for it in turns]) for name, turns in found.items()}
 
 
 def _interference(values: dict[str, Any]) -> dict[str, float | None]:
@@ -138,10 +141,5 @@ def print_table(state: State) -> None:
         for arm, ratios in _beside(state.values, work).items():
             told = ", ".join(f"{name} {value:.2f}" for name, value in ratios.items() if value)
             print(f"{work}, beside {arm}{' (the best)' if ratios == best else ''}: {told}")
-        if slo := state.values.get(f"{work}/targets"):
-            print(
-                f"{work}: TTFT within {slo['ttft_s'] * 1e3:.0f} ms, TPOT within "
-                f"{slo['tpot_s'] * 1e3:.1f} ms"
-            )
     for name, point in _streams(state.values).items():
         print(row(f"interference/{name}", point))

@@ -15,12 +15,15 @@ from bench.disagg.summary import figures, told
 from bench.disagg.work import WORKLOADS, Pace, Shape, Slo, arrivals
 
 PACE = Pace(prompt_token_s=0.001, lone_step_s=0.01, full_step_s=0.02)
+TARGETS = Slo(ttft_s=1.0, tpot_s=0.03)
 
 
-def turn(ttft_ms: float, tpot_ms: float, seconds: float = 1.0) -> dict[str, Any]:
+def turn(
+    ttft_ms: float, tpot_ms: float, seconds: float = 1.0, slo: Slo = TARGETS
+) -> dict[str, Any]:
     """Two requests, the second of which takes twice as long for a token."""
     seen = [Seen(ttft_ms / 1e3, factor * tpot_ms / 1e3, 5, factor == 1, "") for factor in (1, 2)]
-    return asdict(Turn(seconds, 2.0, tuple(seen)))
+    return asdict(Turn(seconds, 2.0, slo, tuple(seen)))
 
 
 def test_both_arms_get_the_same_requests() -> None:
@@ -38,7 +41,7 @@ def test_a_run_offers_what_was_meant_of_each_shape() -> None:
 
 def test_offer_survives_the_command_line() -> None:
     streams = (Stream((Shape(4, 5), Shape(6, 7, 2.0)), 1.5, 9, is_judged=False),)
-    offer = Offer("127.0.0.1:1", streams, 3.0, 10)
+    offer = Offer("127.0.0.1:1", streams, 3.0, 10, Slo(2.0, 0.1))
     assert Offer.read(json.dumps(asdict(offer))) == offer
 
 
@@ -72,8 +75,9 @@ def test_figures_name_what_was_not_measured(tmp_path: Path) -> None:
 
 def test_a_point_counts_the_requests_of_all_turns() -> None:
     failed = Seen(0.0, None, 0, False, "DEADLINE_EXCEEDED")
-    turns = [Turn.read(turn(100, 10)), Turn(3.0, 2.0, (failed, failed))]
-    found = Point.of(turns, Slo(ttft_s=0.2, tpot_s=0.015))
+    slo = Slo(ttft_s=0.2, tpot_s=0.015)
+    turns = [Turn.read(turn(100, 10, slo=slo)), Turn(3.0, 2.0, slo, (failed, failed))]
+    found = Point.of(turns)
     assert (found.requests, found.errors) == (4, {"DEADLINE_EXCEEDED": 2})
     assert found.offered_per_s == 1.0
     assert found.attained == found.goodput_per_s == 0.25
@@ -91,9 +95,9 @@ def test_ratios_say_how_often_better_the_split_is(tmp_path: Path) -> None:
         state.put(f"mixed/0.9/together-auto/{number}", turn(900, 60, seconds=0.5))
         state.put(f"mixed/0.4/together-64/{number}", turn(100, 40))
         state.put(f"mixed/0.9/together-64/{number}", turn(100, 40, seconds=0.5))
-    state.put("mixed/targets", asdict(Slo(1.0, 0.03)))
+    state.put("mixed/whole", {})
     streams = {"alone": [turn(1, 9), turn(1, 10)], "beside": [turn(1, 11), turn(1, 10)]}
-    state.put("interference", {"targets": asdict(Slo(1.0, 0.1)), **streams})
+    state.put("interference", streams)
     state.put("machine", {"alone_ms": 10.0, "beside_ms": 12.0})
     kept = State(tmp_path / "state.json", keep=True)
     found = figures(kept)
@@ -106,5 +110,6 @@ def test_ratios_say_how_often_better_the_split_is(tmp_path: Path) -> None:
     assert found["interference"] == pytest.approx(0.1)
     parts = told(kept)
     assert parts["mixed/ratios"]["together-64"]["tpot_p99_ratio"] == 4.0
+    assert parts["mixed/targets"] == [{"ttft_s": 1.0, "tpot_s": 0.03}]
     assert parts["interference"]["beside"]["requests"] == 4
     assert not any("seen" in str(part) for part in parts.values())
