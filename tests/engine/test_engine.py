@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,42 @@ async def test_stopping_ends_running_generations(llama) -> None:
     with pytest.raises(PreconditionError):
         engine.release(reservation)
     await engine.stop()
+
+
+async def test_stopping_gives_back_a_prefills_blocks_before_the_transport_ends(llama) -> None:
+    owned_at_end: list[int] = []
+
+    class Transport(InProcessTransport):
+        async def stop(self) -> None:
+            owned_at_end.append(prefill.stats().kv_blocks_owned)
+            await super().stop()
+
+    fabric = InProcessFabric()
+    prefill, decode = (
+        TorchEngine(replace(_options(llama.directory), token_budget=4)) for _ in range(2)
+    )
+    writer, reader = Transport("writer", fabric), InProcessTransport("reader", fabric)
+    await prefill.start(writer)
+    await decode.start(reader)
+    await writer.connect("reader", reader.metadata(), prefill.capabilities.kv_layout)
+    request = request_of(prompt_of(200))
+    reservation = decode.reserve(request)
+    faults = fabric.faults_towards("reader")
+    faults.hanging_writes = 1
+    task = asyncio.create_task(prefill.prefill(request, reservation.destination))
+    await until(lambda: prefill.stats().kv_blocks_owned > 0 and not prefill.stats().queued_tokens)
+    stopping = asyncio.create_task(prefill.stop())
+    await asyncio.sleep(0.02)
+    # Who waited for it gives up while a write is still posted, and later that write ends.
+    task.cancel()
+    await asyncio.sleep(0.02)
+    faults.release_hanging()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await stopping
+    assert owned_at_end == [0]
+    decode.release(reservation)
+    await decode.stop()
 
 
 async def test_stats_show_a_busy_engine(llama, fleet) -> None:

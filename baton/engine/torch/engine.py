@@ -126,8 +126,9 @@ class TorchEngine:
         job.feed = BlockFeed(outgoing, destination.cached_tokens // size)
         job.expected_cached = self.match(request)
         self._submit(job)
-        under_way: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._prefills.add(under_way)
+        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        ended.add_done_callback(self._prefills.discard)
+        self._prefills.add(ended)
         unfinished: OutgoingTransfer | None = outgoing
         try:
             event = await inbox.get()
@@ -138,10 +139,7 @@ class TorchEngine:
             return replace(event.prefilled, receipt=receipt)
         finally:
             ending = asyncio.ensure_future(self._end_prefill(job, inbox, unfinished))
-            self._prefills.add(ending)
-            self._prefills.discard(under_way)
-            under_way.set_result(None)
-            ending.add_done_callback(self._prefills.discard)
+            ending.add_done_callback(lambda _: ended.set_result(None))
             # Giving back a long prompt's blocks takes a millisecond, for which the answer of one
             # that went well does not wait.
             if unfinished is not None:
