@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _QUIET = {"NIXL_LOG_LEVEL": "FATAL", "UCX_LOG_LEVEL": "fatal"}
 """What fails reaches callers as typed errors; the libraries would print it to stderr as well."""
 
-GPU_WRITE_BYTES = 64 << 20
+_GPU_WRITE_BYTES = 64 << 20
 """What takes a GPU about a millisecond; posting takes the host a quarter of one."""
 
 _UCX_OPTIONS = {"ucx_error_handling_mode": "peer"}
@@ -55,7 +55,7 @@ class NixlWire:
         self._registration: Any = None
         self._local_blocks: Any = None
         self._peer_blocks: dict[str, Any] = {}
-        self._is_on_gpu = False
+        self._write_bytes = WRITE_BYTES
 
     def open(self, memory: PoolMemory, wake: Callable[[], None]) -> bytes:
         """Creates the agent and registers the pool. `wake` is not used: NIXL has to be polled."""
@@ -63,7 +63,8 @@ class NixlWire:
             segment, device_id = _segment(memory.device)
         except PreconditionError as error:
             raise StartupError(error.message) from error
-        self._is_on_gpu = segment == "VRAM"
+        if segment == "VRAM":
+            self._write_bytes = _GPU_WRITE_BYTES
         nixl = _Nixl(self._name)
         region = (memory.base_address, memory.block_bytes * memory.block_count, device_id, "")
         try:
@@ -124,7 +125,7 @@ class NixlWire:
 
     def write_bytes(self, agent: str) -> int:
         """Returns the most bytes of one write."""
-        return GPU_WRITE_BYTES if self._is_on_gpu else WRITE_BYTES
+        return self._write_bytes
 
     def write(self, agent: str, sources: Sequence[int], targets: Sequence[int]) -> "_NixlWrite":
         """Posts one write; with CMA the bytes are copied here, with the GIL released."""

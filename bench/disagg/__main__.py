@@ -3,11 +3,10 @@
     python -m bench.disagg [--work decode-heavy] [--device cuda --size 1b] [--resume]
 
 Each worker has a core (taskset) or, with --device cuda, a GPU of its own; both share the only one.
-Both arms run the same router, policies and requests. Router,
-Redis and client have the other cores where there are more than two, else a small share of the
-same. The baseline's chunk size is tuned: it runs with every size given and its best counts. What is
-measured is kept in --state after each part, so that --resume goes on where an earlier run stopped.
-A table is printed and, last, one JSON line.
+Both arms run the same router, policies and requests. Router, Redis and client have the other cores
+where there are more than two, else a small share of the same. The baseline's chunk size is tuned:
+it runs with every size given and its best counts. What is measured is kept in --state after each
+part, so that --resume goes on where an earlier run stopped. A table is printed and, last, one JSON line.
 """
 
 import argparse
@@ -68,7 +67,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="Where the random model is kept.")
     parser.add_argument("--seconds", type=float, default=24.0, help="Of each turn of an arm.")
     parser.add_argument("--turns", type=int, default=2, help="Of each arm at each load.")
-    parser.add_argument("--budgets", default="auto,64,128", help="Chunk sizes of the baseline.")
+    parser.add_argument("--budgets", default="auto,128,256", help="Chunk sizes of the baseline.")
     parser.add_argument("--policy", default="latency", help="split_policy.policy of both arms.")
     parser.add_argument(
         "--stretch",

@@ -140,8 +140,8 @@ class TorchEngine:
         finally:
             ending = asyncio.ensure_future(self._end_prefill(job, inbox, unfinished))
             ending.add_done_callback(lambda _: ended.set_result(None))
-            # Giving back a long prompt's blocks takes a millisecond, for which the answer of one
-            # that went well does not wait.
+            # The answer of one that went well does not wait until its blocks are given back, which
+            # takes half a millisecond for a thousand.
             if unfinished is not None:
                 await undisturbed(ending)
 

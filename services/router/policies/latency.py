@@ -71,8 +71,8 @@ class LatencySettings:
     """What the fleet's configuration says about the trade.
 
     `tpot_price` is how many seconds of TTFT one second of TPOT is worth: the ratio of the fleet's
-    targets. `chunk_tokens` is the most of a prompt that one step computes. Where a worker is not
-    measured yet, decode workers go by the chapter's rule, so its two bounds are followed here.
+    targets. `chunk_tokens` is the most of a prompt that one step computes. While no prefill worker
+    is measured, decode workers go by the chapter's rule, so its two bounds are followed here.
     """
 
     tpot_price: float = 10.0
