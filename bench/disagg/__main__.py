@@ -6,7 +6,8 @@ Each worker has a core (taskset) or, with --device cuda, a GPU of its own; both 
 Both arms run the same router, policies and requests. Router, Redis and client have the other cores
 where there are more than two, else a small share of the same. The baseline's chunk size is tuned:
 it runs with every size given and its best counts. What is measured is kept in --state after each
-part, so that --resume goes on where an earlier run stopped. A table is printed and, last, one JSON line.
+part, so that --resume goes on where an earlier run stopped.
+A table is printed and, last, one JSON line.
 """
 
 import argparse
