@@ -32,8 +32,10 @@ _BUSY = 0.75
 """Share of the prefill worker's time that they take."""
 _CALM = 0.35
 """Share of what the decode worker can do that the streams beside them take."""
-_ROUNDS = 4
-"""Of streams alone and beside the busy prefill worker, in turn."""
+_ROUNDS = 16
+"""Of streams alone and beside the busy prefill worker, in turn: many and short ones, since what
+else the machine does lasts from seconds to minutes and should be in both."""
+_ROUND_S = 15.0
 _WARM_S = 5.0
 _NO_HURRY = Slo(60.0, 1.0)
 """Targets while the pace is measured, which decides the real ones."""
@@ -193,7 +195,8 @@ class Bench:
     async def _interference(self) -> None:
         """Measures streams on the decode worker with an idle and with a busy prefill worker.
 
-        The two take turns, so that a drift of the machine is in both.
+        The two take turns, in the other order each time, so that a drift of the machine is in
+        both.
         """
         if self._state.has("interference"):
             return
@@ -209,8 +212,10 @@ class Bench:
             await self._warm(mesh, (_STREAMS, heavy))
             for number in range(_ROUNDS):
                 few = Stream((_STREAMS,), few_per_s, seed=5 + 10 * number)
-                for name, streams in (("alone", (few,)), ("beside", (few, long))):
-                    found[name].append(asdict(await self._offer(mesh, streams, slo)))
+                sides = {"alone": (few,), "beside": (few, long)}
+                for name in sides if number % 2 == 0 else reversed(sides):
+                    turn = await self._offer(mesh, sides[name], slo, _ROUND_S)
+                    found[name].append(asdict(turn))
         for name, turns in found.items():
             report.note(row(name, Point.of([Turn.read(it) for it in turns])))
         self._state.put("interference", found)

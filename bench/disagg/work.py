@@ -55,9 +55,9 @@ WORKLOADS = {
         Workload(
             "mixed",
             (Shape(64, 64, weight=2.0), Shape(640, 48, weight=1.0)),
-            loads=(0.45, 0.6, 0.75),
+            loads=(0.45, 0.6, 0.75, 0.9),
             ttft_factor=5.0,
-            tpot_factor=1.5,
+            tpot_factor=1.35,
         ),
     )
 }
@@ -98,6 +98,10 @@ class Slo:
 
     ttft_s: float
     tpot_s: float
+
+    def looser(self, factor: float) -> "Slo":
+        """Returns the targets with this many times the TPOT."""
+        return replace(self, tpot_s=factor * self.tpot_s)
 
     @classmethod
     def of(cls, work: Workload, pace: Pace) -> "Slo":

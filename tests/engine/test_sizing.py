@@ -23,9 +23,9 @@ def cost_s(load: StepLoad) -> float:
     )
 
 
-def learnt(target_s: float) -> StepSizer:
+def learnt(target_s: float, patience_s: float = PATIENCE_S) -> StepSizer:
     """Returns a sizer that saw steps of all kinds."""
-    sizer = StepSizer(target_s, PATIENCE_S)
+    sizer = StepSizer(target_s, patience_s)
     for round_ in range(60):
         for prompt in (0, 64, 512):
             decodes = round_ % 9 if prompt else 1 + round_ % 9
@@ -55,6 +55,12 @@ def test_a_prompt_that_breaks_the_target_anyway_gets_over_it_in_few_steps() -> N
 def test_without_decodes_steps_are_longer() -> None:
     sizer = learnt(0.05)
     assert sizer.prompt_tokens(0, 0, 0) > 3 * sizer.prompt_tokens(1, 100, 0)
+
+
+def test_where_first_tokens_may_take_seconds_steps_without_decodes_take_a_tenth_of_it() -> None:
+    tokens = learnt(0.05, patience_s=6.0).prompt_tokens(0, 0, 0)
+    assert 0.5 < cost_s(StepLoad(0, 0, tokens)) < 0.7
+    assert tokens > 2 * learnt(0.05, patience_s=1.0).prompt_tokens(0, 0, 0)
 
 
 def test_decodes_beyond_the_target_have_no_room() -> None:

@@ -110,6 +110,9 @@ def test_ratios_say_how_often_better_the_split_is(tmp_path: Path) -> None:
     assert found["interference"] == pytest.approx(0.1)
     parts = told(kept)
     assert parts["mixed/ratios"]["together-64"]["tpot_p99_ratio"] == 4.0
+    # With 45 ms the baseline's first requests at the high load are within the target, too.
+    assert parts["mixed/goodput_ratio_by_looser_tpot"]["1"] == 2.0
+    assert parts["mixed/goodput_ratio_by_looser_tpot"]["1.5"] == 1.0
     assert parts["mixed/targets"] == [{"ttft_s": 1.0, "tpot_s": 0.03}]
     assert parts["interference"]["beside"]["requests"] == 4
     assert not any("seen" in str(part) for part in parts.values())

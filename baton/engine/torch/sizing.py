@@ -19,6 +19,9 @@ _SHARE = 0.8
 _SHORTEST_TOKEN_S = 1e-7
 _LONGEST_STEP_S = 0.25
 """Of a step without decodes: who arrives or leaves waits for its end."""
+_LONGEST_SHARE = 0.1
+"""Of the target for TTFT that such a step may take, where that is longer: long steps read the
+weights less often, and who expects seconds can wait for one."""
 
 
 class StepLoad(NamedTuple):
@@ -36,12 +39,13 @@ class StepLoad(NamedTuple):
 class StepSizer:
     """Fits what steps cost and fills them up to a target. Used by the engine thread alone.
 
-    Who has waited for `patience_s` starts whatever that does to the target.
+    Who has waited for `patience_s`, the target for TTFT, starts whatever that does to the other.
     """
 
     def __init__(self, tpot_target_s: float, patience_s: float) -> None:
         self._target_s = _SHARE * tpot_target_s
         self._patience_s = patience_s
+        self._longest_s = max(self._target_s, _LONGEST_STEP_S, _LONGEST_SHARE * patience_s)
         self._fit = OnlineFit(_DEFAULTS)
 
     def learn(self, load: StepLoad, seconds: float) -> None:
@@ -57,7 +61,7 @@ class StepSizer:
         delay, for a small part of the number of steps.
         """
         *_, token_s, pair_s, any_s = self._fit.coefficients
-        target_s = self._target_s if decodes else max(self._target_s, _LONGEST_STEP_S)
+        target_s = self._target_s if decodes else self._longest_s
         each_s = max(token_s + pair_s * context, _SHORTEST_TOKEN_S)
         room_s = target_s - any_s - self._decodes_s(decodes, resident_tokens)
         if room_s <= FEWEST_TOKENS * each_s:
