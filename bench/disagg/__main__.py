@@ -66,7 +66,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--size", default="100m", choices=SIZES)
     parser.add_argument("--model", type=Path, help="Where the random model is kept.")
-    parser.add_argument("--seconds", type=float, default=24.0, help="Of each turn of an arm.")
+    parser.add_argument("--seconds", type=float, default=50.0, help="Of each turn of an arm.")
     parser.add_argument("--turns", type=int, default=2, help="Of each arm at each load.")
     parser.add_argument("--budgets", default="auto,64,128,256", help="Chunk sizes of the baseline.")
     parser.add_argument("--policy", default="latency", help="split_policy.policy of both arms.")

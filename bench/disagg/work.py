@@ -55,7 +55,7 @@ WORKLOADS = {
         Workload(
             "mixed",
             (Shape(64, 64, weight=2.0), Shape(640, 48, weight=1.0)),
-            loads=(0.45, 0.6, 0.75, 0.9),
+            loads=(0.6, 0.8, 1.0),
             ttft_factor=5.0,
             tpot_factor=1.35,
         ),
