@@ -24,6 +24,10 @@ class Cores:
         """Keeps this thread, and what it starts, off the workers' cores where it can."""
         os.sched_setaffinity(0, self.others or self.workers)
 
+    def keep_off_last_worker(self) -> None:
+        """Keeps this thread, and what it starts, off the last worker's core in any case."""
+        os.sched_setaffinity(0, self.others or self.workers[:1])
+
 
 def divide(allowed: Iterable[int], siblings: Callable[[int], set[int]]) -> Cores:
     """Returns two real cores for the workers, and those that share no unit with them.

@@ -196,10 +196,12 @@ class Bench:
         """Measures streams on the decode worker with an idle and with a busy prefill worker.
 
         The two take turns, in the other order each time, so that a drift of the machine is in
-        both.
+        both. What surrounds the workers stays off the decode worker's core in both: left to roam
+        it would leave for the other core while that is idle, and come back when it is not.
         """
         if self._state.has("interference"):
             return
+        self._cores.keep_off_last_worker()
         pace = self.pace
         slo = Slo.of(self._work("mixed"), pace)
         heavy = self._heavy()
