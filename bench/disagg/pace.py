@@ -37,18 +37,18 @@ async def measure_pace(address: str, prompt_tokens: int) -> Pace:
         await asker.ask(_STREAM, _BATCH)
         await asker.ask(prompt, 2)
         async with asker.keeping(prompt, 2):
-            tried = [
-                (await asker.ask(_STREAM, 1), await asker.ask(_STREAM, _BATCH))
-                for _ in range(_TRIES)
-            ]
+            lone, full = [], []
+            for _ in range(_TRIES):
+                lone.append(await asker.ask(_STREAM, 1))
+                full.append(await asker.ask(_STREAM, _BATCH))
         async with asker.keeping(Shape(_STREAM.prompt, _LONG_ANSWER), _BATCH // 2):
             prompts = [await asker.ask(prompt, 1) for _ in range(_TRIES)]
     finally:
         await asker.close()
     return Pace(
         statistics.median(it.ttft_s for tried in prompts for it in tried) / prompt_tokens,
-        statistics.median(_tpots([lone for lone, _ in tried])),
-        statistics.median(_tpots([full for _, full in tried])),
+        statistics.median(_tpots(lone)),
+        statistics.median(_tpots(full)),
     )
 
 

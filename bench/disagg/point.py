@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 from bench.disagg.work import Slo
@@ -48,6 +48,10 @@ class Turn:
         """Returns the turn that `asdict` and JSON wrote."""
         seen = tuple(Seen(*it) for it in values["seen"])
         return cls(values["seconds"], values["answering_s"], Slo(**values["slo"]), seen)
+
+    def looser(self, factor: float) -> "Turn":
+        """Returns it to be judged by this many times the TPOT target."""
+        return replace(self, slo=replace(self.slo, tpot_s=factor * self.slo.tpot_s))
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,6 +207,7 @@ class Bench:
         heavy = self._heavy()
         few_per_s = _CALM * 8 / (_STREAMS.answer * pace.full_step_s)
         long = Stream((heavy,), _BUSY / pace.prefill_s(heavy.prompt), seed=6, is_judged=False)
+        round_s = min(_ROUND_S, self._settings.seconds)
         found: dict[str, list[dict[str, Any]]] = {"alone": [], "beside": []}
         folder = self._folder()
         hardware = _by_length(self._hardware(), 2 * _STREAMS.prompt)
@@ -216,7 +217,7 @@ class Bench:
                 few = Stream((_STREAMS,), few_per_s, seed=5 + 10 * number)
                 sides = {"alone": (few,), "beside": (few, long)}
                 for name in sides if number % 2 == 0 else reversed(sides):
-                    turn = await self._offer(mesh, sides[name], slo, _ROUND_S)
+                    turn = await self._offer(mesh, sides[name], slo, round_s)
                     found[name].append(asdict(turn))
         for name, turns in found.items():
             report.note(row(name, Point.of([Turn.read(it) for it in turns])))

@@ -1,6 +1,5 @@
 """Figures and table from what was measured."""
 
-from dataclasses import replace
 from typing import Any
 
 from bench.disagg.point import HEAD, Point, Turn, row
@@ -8,7 +7,7 @@ from bench.disagg.state import State
 from bench.disagg.work import BINDING, WORKLOADS
 
 SPLIT_NAME = "split"
-LOOSER = (1.0, 1.25, 1.5, 2.0)
+_LOOSER = (1.0, 1.25, 1.5, 2.0)
 """Factors of the TPOT target by which the same requests are judged again: where it binds less."""
 
 
@@ -55,7 +54,7 @@ def _goodput_ratios(values: dict[str, Any], work: str) -> dict[str, float]:
     """Returns how often better the split's goodput is than the best baseline's, by how many times
     the TPOT target would have been. Chunks that are sized by the target stay as they were."""
     found = {}
-    for factor in LOOSER:
+    for factor in _LOOSER:
         arms = _judged(values, work, factor)
         ours = _goodput_per_s(arms.pop(SPLIT_NAME))
         theirs = max(_goodput_per_s(points) for points in arms.values())
@@ -86,8 +85,7 @@ def points_of(
     for key, value in values.items():
         if key.startswith(f"{work}/") and "seen" in value:
             _, load, arm, _ = key.split("/")
-            turn = Turn.read(value)
-            turn = replace(turn, slo=turn.slo.looser(looser))
+            turn = Turn.read(value).looser(looser)
             turns.setdefault(arm, {}).setdefault(float(load), []).append(turn)
     return {
         arm: {load: Point.of(taken) for load, taken in sorted(loads.items())}

@@ -99,10 +99,6 @@ class Slo:
     ttft_s: float
     tpot_s: float
 
-    def looser(self, factor: float) -> "Slo":
-        """Returns the targets with this many times the TPOT."""
-        return replace(self, tpot_s=factor * self.tpot_s)
-
     @classmethod
     def of(cls, work: Workload, pace: Pace) -> "Slo":
         """Returns the workload's targets on hardware of this pace."""
